@@ -1,0 +1,67 @@
+/* flotillad: hosts one node. Exit codes: 0 stopped, 2 usage or configuration
+ * or something is in use; see doc/flotillad.8. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+#include <uv.h>
+
+#include "daemon/log.h"
+#include "daemon/node.h"
+#include "daemon/settings.h"
+
+/* Tell systemd, if it asked (sd_notify(3)'s protocol). */
+static void notify_ready(void)
+{
+    const char *path = getenv("NOTIFY_SOCKET");
+    static const char text[] = "READY=1\n";
+    struct sockaddr_un addr = {.sun_family = AF_UNIX};
+    size_t n = path != NULL ? strlen(path) : 0;
+    int fd;
+
+    if (n == 0 || n >= sizeof addr.sun_path) {
+        return;
+    }
+    memcpy(addr.sun_path, path, n);
+    if (path[0] == '@') {
+        addr.sun_path[0] = '\0'; /* an abstract name */
+    }
+    fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd < 0) {
+        return;
+    }
+    if (sendto(fd, text, sizeof text - 1, MSG_NOSIGNAL,
+               (struct sockaddr *)&addr,
+               (socklen_t)(offsetof(struct sockaddr_un, sun_path) + n)) < 0) {
+        log_warn("notify_failed", "socket=%s", log_quote(path));
+    }
+    close(fd);
+}
+
+int main(int argc, char **argv)
+{
+    static struct node node;
+    static struct settings settings;
+    uv_loop_t loop;
+    int code = settings_parse(&settings, argc, argv);
+
+    if (code >= 0) {
+        return code;
+    }
+    log_init(settings.id, settings.log_level);
+    uv_loop_init(&loop);
+    code = node_start(&node, &loop, &settings);
+    if (code != 0) {
+        fprintf(stderr, "flotillad: %s\n", node.errmsg);
+        _exit(code); /* nothing was promised to anybody yet */
+    }
+    log_info("started", "dir=%s members=%u listen=%s http=%s",
+             log_quote(settings.dir), settings.n_members,
+             settings_self(&settings)->address, settings.http);
+    notify_ready();
+    uv_run(&loop, UV_RUN_DEFAULT);
+    uv_loop_close(&loop);
+    return 0;
+}

@@ -1,0 +1,742 @@
+/* How a replicated database gets the cluster's write lock.
+ *
+ * SQLite asks for the WRITE lock of the wal-index; we ask the daemon, which
+ * queues us at the leader, and then take the write fence. The real WRITE lock
+ * is the daemon's and is touched only when SQLite asks without a read lock: it
+ * is then not writing, but re-reading or recovering the wal-index.
+ *
+ * WAITING. SQLite does not tell a VFS its busy timeout T, so we ask the
+ * connection (PRAGMA busy_timeout, which also sets the count of SQLite's busy
+ * handler back to 0) and wait here for up to T, in the leader's queue. When
+ * that is not enough we answer SQLITE_BUSY, and SQLite's busy handler, which
+ * knows nothing of our waiting, sleeps 1, 2, 5 … 100 ms, T in all, and calls
+ * again each time. It sleeps through our own xSleep, though, where its sleeps
+ * are known by their exact lengths, and skipped: the retries follow each other
+ * at once and are refused at once, and the caller has waited T, not 2 T. All
+ * this is one "episode": it goes on while a call was preceded by such a sleep
+ * on the same thread. Where xSleep is not ours (the connection was opened with
+ * another VFS and attached this database by URI), it goes on for calls that
+ * follow within 150 ms, and the caller waits up to 2 T.
+ *
+ * No request outlives a call: giving up sends CANCEL and waits for its effect,
+ * so a grant never lies about unused. (A grant that crosses the CANCEL is
+ * taken; a daemon that does not answer loses the connection, and with it
+ * everything it may have granted.)
+ *
+ * STALE SNAPSHOT. The grant may bring this node's replica forward, beyond the
+ * snapshot the connection reads. SQLite sees that itself, unlocks and answers
+ * SQLITE_BUSY_SNAPSHOT; where it will retry by itself with a fresh snapshot
+ * (no transaction open yet) the lock is left with the daemon for LINGER_MS, and
+ * the retry gets the same grant back.
+ *
+ * PRISTINE. An empty file is a rollback-mode database to SQLite. The first
+ * write must make page 1 through the cluster instead. When SQLite takes SHARED
+ * on an empty file for a statement that writes, INIT is sent before the lock is
+ * taken, and SQLite then finds a WAL database. When it comes to RESERVED (a
+ * read transaction was open already, or sqlite3_backup), INIT is sent then, and
+ * SQLITE_BUSY makes it start over. RESERVED is never granted. */
+#include "ext/internal.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "core/error.h"
+
+#define LINGER_MS 20
+#define READ_TIMEOUT_MS 5000  /* for READ when the busy timeout is 0 */
+#define ANSWER_SLACK_MS 20    /* the leader's "not in time" is on its way */
+#define SLICE_MS 100          /* how often sqlite3_interrupt() is looked for */
+#define EPISODE_GAP_MS 150
+#define FENCE_WAIT_MS 250
+#define RETRY_FIRST_MS 10
+#define RETRY_MAX_MS 50
+
+/* ---- Asking the connection ------------------------------------------------------- */
+
+static int ask_int(sqlite3 *db, const char *sql, int *value)
+{
+    sqlite3_stmt *stmt = NULL;
+    int rc = sqlite3_prepare_v2(db, sql, -1, &stmt, NULL);
+
+    if (rc == SQLITE_OK) {
+        rc = sqlite3_step(stmt);
+        if (rc == SQLITE_ROW) {
+            *value = sqlite3_column_int(stmt, 0);
+            rc = SQLITE_OK;
+        }
+    }
+    sqlite3_finalize(stmt);
+    return rc;
+}
+
+int lock_busy_timeout(struct replicated *r)
+{
+    int ms = BUSY_TIMEOUT_MS;
+    int rc = SQLITE_OK;
+
+    if (r->pdb != NULL && *r->pdb != NULL) {
+        rc = ask_int(*r->pdb, "PRAGMA busy_timeout", &ms);
+    }
+    if (rc == SQLITE_INTERRUPT) {
+        return -1;
+    }
+    return ms > 0 ? ms : 0;
+}
+
+/* Will SQLite's busy handler be asked when we answer SQLITE_BUSY? Only while
+ * the connection has no transaction open on this database. */
+static bool retried_by_sqlite(struct replicated *r)
+{
+    return r->pdb == NULL || *r->pdb == NULL ||
+           sqlite3_txn_state(*r->pdb, NULL) == SQLITE_TXN_NONE;
+}
+
+static bool sleep_is_ours(struct replicated *r)
+{
+    sqlite3_vfs *v = NULL;
+
+    return r->pdb != NULL && *r->pdb != NULL &&
+           sqlite3_file_control(*r->pdb, "main", SQLITE_FCNTL_VFS_POINTER,
+                                &v) == SQLITE_OK && vfs_is_ours(v);
+}
+
+/* ---- The busy handler's sleeps ----------------------------------------------------- */
+
+/* What this thread waits for: set when SQLITE_BUSY goes back to SQLite. */
+static _Thread_local struct
+{
+    uint64_t file; /* replicated.id; 0: nothing */
+    bool slept;    /* the busy handler slept since */
+    unsigned step; /* sleeps so far */
+    int slept_ms;  /* their sum, as the busy handler counts */
+    int timeout_ms;
+} waiter;
+
+/* The length of the busy handler's next sleep (sqliteDefaultBusyCallback). */
+static int next_sleep_ms(void)
+{
+    static const uint8_t delays[] = {1, 2, 5, 10, 15, 20, 25, 25, 25, 50, 50};
+    int ms = waiter.step < sizeof delays ? delays[waiter.step] : 100;
+    int left = waiter.timeout_ms - waiter.slept_ms;
+
+    return ms < left ? ms : left;
+}
+
+bool lock_skip_sleep(int microseconds)
+{
+    int ms;
+
+    if (waiter.file == 0 || microseconds < 1000) {
+        return false;
+    }
+    ms = next_sleep_ms();
+    if (ms <= 0 || microseconds != ms * 1000) {
+        waiter.file = 0; /* not the busy handler: it is over */
+        return false;
+    }
+    waiter.slept = true;
+    waiter.step++;
+    waiter.slept_ms += ms;
+    return true;
+}
+
+/* ---- Episodes ----------------------------------------------------------------------- */
+
+static bool episode_goes_on(struct replicated *r, int64_t now)
+{
+    const struct episode *e = &r->episode;
+
+    if (!e->active) {
+        return false;
+    }
+    if (sleep_is_ours(r)) {
+        return waiter.file == r->id && waiter.slept;
+    }
+    return now - e->last_busy < EPISODE_GAP_MS &&
+           now - e->started < e->timeout_ms * 22LL / 10;
+}
+
+/* Start or continue. SQLITE_OK: try until *deadline; or a code to return. */
+static int episode_enter(struct replicated *r, int64_t *deadline)
+{
+    struct episode *e = &r->episode;
+    int64_t now = client_now();
+    int ms;
+
+    if (episode_goes_on(r, now)) {
+        *deadline = e->started + e->timeout_ms;
+        if (*deadline <= now && !e->stale) {
+            return SQLITE_BUSY;
+        }
+        e->stale = false;
+        return SQLITE_OK;
+    }
+    ms = lock_busy_timeout(r);
+    if (ms < 0) {
+        return SQLITE_INTERRUPT;
+    }
+    now = client_now();
+    *e = (struct episode){.active = true, .timeout_ms = ms, .started = now};
+    waiter.file = 0;
+    *deadline = now + ms;
+    return SQLITE_OK;
+}
+
+/* SQLITE_BUSY is about to be returned: the busy handler may come next. */
+static void episode_busy(struct replicated *r)
+{
+    bool same = waiter.file == r->id;
+
+    atomic_fetch_add(&r->counters.busy, 1);
+    r->episode.last_busy = client_now();
+    waiter.file = r->id;
+    waiter.slept = false;
+    waiter.timeout_ms = r->episode.timeout_ms;
+    if (!same) {
+        waiter.step = 0;
+        waiter.slept_ms = 0;
+    }
+}
+
+static int episode_leave(struct replicated *r, int rc)
+{
+    if ((rc & 0xff) == SQLITE_BUSY) {
+        episode_busy(r);
+    } else {
+        r->episode.active = false;
+        waiter.file = 0;
+    }
+    return rc;
+}
+
+/* ---- Error codes ---------------------------------------------------------------------- */
+
+int lock_sqlite_code(int flo)
+{
+    switch (flo) {
+    case FLO_OK:
+        return SQLITE_OK;
+    case FLO_NOMEM:
+        return SQLITE_NOMEM;
+    case FLO_FULL:
+        return SQLITE_FULL;
+    case FLO_TOOBIG:
+        return SQLITE_TOOBIG;
+    case FLO_CORRUPT:
+    case FLO_PROTOCOL:
+    case FLO_VERSION:
+    case FLO_INVALID:
+    case FLO_IDENTITY:
+        return SQLITE_IOERR_LOCK;
+    default:
+        return SQLITE_BUSY; /* nothing was changed, retry is safe */
+    }
+}
+
+/* These pass by themselves: worth asking again while there is time. */
+static bool transient(int flo)
+{
+    return flo == FLO_BUSY || flo == FLO_IO || flo == FLO_LOST ||
+           flo == FLO_NOTLEADER || flo == FLO_NOLEADER || flo == FLO_TIMEOUT ||
+           flo == FLO_DESYNCED || flo == FLO_SHUTDOWN || flo == FLO_MISMATCH;
+}
+
+/* ---- Waiting for an answer --------------------------------------------------------------- */
+
+/* client_receive in slices, so that sqlite3_interrupt() ends it. */
+static int receive_patiently(struct replicated *r, uint64_t request,
+                             struct wire_msg *answer, int64_t deadline,
+                             bool *interrupted)
+{
+    for (;;) {
+        int64_t now = client_now();
+        int64_t until = deadline - now > SLICE_MS ? now + SLICE_MS : deadline;
+        int rc = client_receive(&r->client, request, answer, until);
+
+        if (rc != FLO_TIMEOUT || until == deadline) {
+            return rc;
+        }
+        sqlite3_mutex_leave(r->mutex);
+        *interrupted = lock_busy_timeout(r) < 0;
+        sqlite3_mutex_enter(r->mutex);
+        if (*interrupted) {
+            return FLO_TIMEOUT;
+        }
+    }
+}
+
+/* No longer wait for the LOCK. FLO_OK: a grant was under way and is in answer. */
+static int cancel_lock(struct client *c, uint64_t request,
+                       struct wire_msg *answer)
+{
+    struct wire_msg m = {.type = MSG_CANCEL};
+    int rc;
+
+    m.cancel.cancelled = request;
+    rc = client_send(c, &m);
+    if (rc == FLO_OK) {
+        rc = client_receive(c, request, answer, client_now() + CLIENT_GRACE_MS);
+    }
+    if (rc == FLO_TIMEOUT) {
+        client_disconnect(c);
+    }
+    return rc;
+}
+
+/* One LOCK request, to its answer: FLO_OK with *grant, or why not. */
+static int request_lock(struct replicated *r, int64_t deadline,
+                        struct wire_msg *answer, bool *interrupted)
+{
+    struct wire_msg m = {.type = MSG_LOCK};
+    int64_t now, until;
+    int rc = client_connect(&r->client, deadline);
+
+    if (rc != FLO_OK) {
+        return rc;
+    }
+    now = client_now();
+    snprintf(m.lock.db, sizeof m.lock.db, "%s", r->db);
+    m.lock.timeout_ms = deadline > now ? (uint32_t)(deadline - now) : 0;
+    until = m.lock.timeout_ms > 0 ? deadline + ANSWER_SLACK_MS
+                                  : now + CLIENT_GRACE_MS;
+    rc = client_send(&r->client, &m);
+    if (rc == FLO_OK) {
+        rc = receive_patiently(r, m.request, answer, until, interrupted);
+    }
+    if (rc == FLO_TIMEOUT) {
+        rc = cancel_lock(&r->client, m.request, answer);
+    }
+    if (rc == FLO_OK && answer->type == MSG_GRANT) {
+        return FLO_OK;
+    }
+    if (rc == FLO_OK && answer->type == MSG_RESULT &&
+        answer->result.code != FLO_OK) {
+        replicated_error(r, 0, "%s: %s", flo_strerror((int)answer->result.code),
+                         answer->result.text);
+        return (int)answer->result.code;
+    }
+    return rc == FLO_OK ? FLO_PROTOCOL : rc;
+}
+
+/* Ask until granted, the deadline, or an error that will not pass. */
+static int wait_for_grant(struct replicated *r, int64_t deadline,
+                          struct wire_msg *answer, bool *interrupted)
+{
+    int pause = RETRY_FIRST_MS;
+
+    for (;;) {
+        int rc = request_lock(r, deadline, answer, interrupted);
+        int64_t left = deadline - client_now();
+
+        if (rc == FLO_OK || !transient(rc) || left <= 0 || *interrupted) {
+            return rc;
+        }
+        client_sleep(pause < left ? pause : (int)left);
+        pause = pause * 2 > RETRY_MAX_MS ? RETRY_MAX_MS : pause * 2;
+    }
+}
+
+/* ---- The fence ----------------------------------------------------------------------------- */
+
+static int fence_ready(struct replicated *r)
+{
+    if (r->fence.fd >= 0 && r->fence_pid != getpid()) {
+        fence_close(&r->fence); /* the lock on it is the parent's */
+    }
+    if (r->fence.fd >= 0) {
+        return FLO_OK;
+    }
+    r->fence_pid = getpid();
+    return fence_open(&r->fence, r->fence_path, 0);
+}
+
+static int fence_lock_wait(struct replicated *r, int64_t deadline)
+{
+    int rc;
+
+    while ((rc = fence_try_lock(&r->fence)) == FLO_BUSY &&
+           client_now() < deadline) {
+        client_sleep(1);
+    }
+    return rc;
+}
+
+/* Take the fence and find our grant in it. A file that was replaced since it
+ * was opened is opened again. */
+static int fence_take(struct replicated *r, uint64_t grant)
+{
+    uint64_t found = 0;
+    int attempt, rc = FLO_OK;
+
+    for (attempt = 0; attempt < 2; attempt++) {
+        rc = fence_ready(r);
+        if (rc == FLO_OK) {
+            rc = fence_lock_wait(r, client_now() + FENCE_WAIT_MS);
+        }
+        if (rc == FLO_OK) {
+            rc = fence_get(&r->fence, &found);
+            if (rc == FLO_OK && found == grant) {
+                return FLO_OK;
+            }
+            fence_unlock(&r->fence);
+        }
+        fence_close(&r->fence);
+    }
+    replicated_error(r, SQLITE_BUSY, "the write fence %s is not ours: %s",
+                     r->fence_path, flo_strerror(rc));
+    return rc != FLO_OK ? rc : FLO_BUSY;
+}
+
+static void fence_drop(struct replicated *r)
+{
+    if (r->fence.fd >= 0 && r->fence_pid == getpid()) {
+        fence_unlock(&r->fence);
+    } else {
+        fence_close(&r->fence);
+    }
+}
+
+/* ---- The wal-index --------------------------------------------------------------------------- */
+
+uint32_t index_frames(const struct replicated *r)
+{
+    const volatile uint32_t *h = r->index;
+    return h != NULL ? h[4] : 0;
+}
+
+uint32_t index_page_size(const struct replicated *r)
+{
+    const volatile uint16_t *h = r->index;
+    uint32_t n = h != NULL ? h[7] : 0;
+
+    return (n & 0xfe00) + ((n & 1) << 16);
+}
+
+static void copy_index(const struct replicated *r, uint8_t out[INDEX_HEADER])
+{
+    const volatile uint8_t *h = r->index;
+    int i;
+
+    for (i = 0; i < INDEX_HEADER; i++) {
+        out[i] = h != NULL ? h[i] : 0;
+    }
+}
+
+static bool snapshot_is_stale(const struct replicated *r)
+{
+    uint8_t now[INDEX_HEADER];
+
+    copy_index(r, now);
+    return memcmp(now, r->read_index, sizeof now) != 0;
+}
+
+/* ---- WRITE ------------------------------------------------------------------------------------- */
+
+/* SQLite is recovering or re-reading the wal-index, not writing. The fence too
+ * must be free then: a client of a daemon that died may be publishing. */
+static int lock_local(struct replicated *r)
+{
+    int rc = fence_ready(r);
+
+    if (rc == FLO_OK && fence_try_lock(&r->fence) == FLO_BUSY) {
+        return SQLITE_BUSY;
+    }
+    rc = r->real->pMethods->xShmLock(r->real, 0, 1,
+                                     SQLITE_SHM_LOCK | SQLITE_SHM_EXCLUSIVE);
+    if (rc == SQLITE_OK) {
+        r->write = WRITE_LOCAL;
+    } else {
+        fence_drop(r);
+    }
+    return rc;
+}
+
+static void send_release(struct replicated *r, uint64_t grant, uint32_t linger)
+{
+    struct wire_msg m = {.type = MSG_RELEASE};
+
+    m.release.grant = grant;
+    m.release.linger_ms = linger;
+    if (r->client.fd >= 0) {
+        client_send(&r->client, &m); /* lost: the daemon knows already */
+    }
+}
+
+static int lock_cluster(struct replicated *r, int64_t deadline)
+{
+    struct wire_msg answer;
+    bool interrupted = false;
+    int rc = wait_for_grant(r, deadline, &answer, &interrupted);
+
+    if (rc == FLO_OK && interrupted) {
+        send_release(r, answer.grant.grant, 0);
+    }
+    if (interrupted) {
+        return SQLITE_INTERRUPT;
+    }
+    if (rc == FLO_OK) {
+        rc = fence_take(r, answer.grant.grant);
+        if (rc != FLO_OK) {
+            send_release(r, answer.grant.grant, 0);
+        }
+    } else if (r->client.fd < 0) {
+        replicated_error(r, 0, "%s", r->client.error);
+    }
+    if (rc == FLO_OK) {
+        r->write = WRITE_CLUSTER;
+        memset(&r->txn, 0, sizeof r->txn);
+        r->txn.grant = answer.grant.grant;
+        r->txn.txid = answer.grant.txid;
+        r->txn.first = index_frames(r);
+        r->txn.page_size = index_page_size(r);
+        atomic_fetch_add(&r->counters.grants, 1);
+    }
+    return lock_sqlite_code(rc);
+}
+
+int lock_write(struct replicated *r)
+{
+    int64_t deadline = 0, started;
+    int rc;
+
+    if (r->read_locks == 0) {
+        return lock_local(r);
+    }
+    rc = episode_enter(r, &deadline);
+    if (rc == SQLITE_OK) {
+        started = client_now();
+        sqlite3_mutex_enter(r->mutex);
+        rc = lock_cluster(r, deadline);
+        sqlite3_mutex_leave(r->mutex);
+        atomic_fetch_add(&r->counters.wait_ms,
+                         (unsigned long long)(client_now() - started));
+    }
+    if (rc == SQLITE_OK) {
+        return rc; /* the episode ends at the unlock, or goes on if stale */
+    }
+    return episode_leave(r, rc);
+}
+
+int lock_write_release(struct replicated *r)
+{
+    bool stale = r->write == WRITE_CLUSTER && !r->txn.wrote &&
+                 snapshot_is_stale(r);
+    bool linger = stale && retried_by_sqlite(r);
+
+    if (r->write == WRITE_LOCAL) {
+        r->write = WRITE_NONE;
+        fence_drop(r);
+        return r->real->pMethods->xShmLock(
+            r->real, 0, 1, SQLITE_SHM_UNLOCK | SQLITE_SHM_EXCLUSIVE);
+    }
+    if (r->write == WRITE_CLUSTER) {
+        r->write = WRITE_NONE;
+        fence_drop(r); /* before RELEASE: the daemon takes it back then */
+        sqlite3_mutex_enter(r->mutex);
+        send_release(r, r->txn.grant, linger ? LINGER_MS : 0);
+        sqlite3_mutex_leave(r->mutex);
+        r->txn.held = false;
+        r->episode.stale = linger;
+        episode_leave(r, linger ? SQLITE_BUSY : SQLITE_OK);
+    }
+    return SQLITE_OK;
+}
+
+/* ---- Read locks -------------------------------------------------------------------------------- */
+
+/* READ: what is committed anywhere is applied here when it returns. */
+static int confirm_read(struct replicated *r)
+{
+    struct wire_msg m = {.type = MSG_READ}, answer;
+    int ms = lock_busy_timeout(r);
+    int rc;
+
+    if (ms < 0) {
+        return SQLITE_INTERRUPT;
+    }
+    ms = ms > 0 ? ms : READ_TIMEOUT_MS;
+    snprintf(m.read.db, sizeof m.read.db, "%s", r->db);
+    m.read.timeout_ms = (uint32_t)ms;
+    sqlite3_mutex_enter(r->mutex);
+    rc = client_call(&r->client, &m, &answer,
+                     client_now() + ms + ANSWER_SLACK_MS);
+    if (rc == FLO_OK) {
+        rc = answer.type == MSG_RESULT ? (int)answer.result.code : FLO_PROTOCOL;
+    }
+    sqlite3_mutex_leave(r->mutex);
+    if (rc != FLO_OK) {
+        replicated_error(r, SQLITE_BUSY, "a linearizable read could not be "
+                         "confirmed: %s", flo_strerror(rc));
+    }
+    return lock_sqlite_code(rc);
+}
+
+/* Before a read transaction's lock. When the replica moved while we waited,
+ * SQLite finds its header outdated and comes back at once: it is not made to
+ * wait for a second confirmation then.
+ *
+ * SQLite takes SQLITE_BUSY for a read lock as "try again", a hundred times, and
+ * would end with SQLITE_PROTOCOL; so a failure is SQLITE_LOCKED here. */
+static int confirm_before_lock(struct replicated *r)
+{
+    uint8_t before[INDEX_HEADER], after[INDEX_HEADER];
+    int rc;
+
+    if (r->skip_confirm && client_now() <= r->skip_until) {
+        r->skip_confirm = false;
+        return SQLITE_OK;
+    }
+    copy_index(r, before);
+    rc = confirm_read(r);
+    if ((rc & 0xff) == SQLITE_BUSY) {
+        return SQLITE_LOCKED;
+    }
+    copy_index(r, after);
+    r->skip_confirm = memcmp(before, after, sizeof before) != 0;
+    return rc;
+}
+
+int lock_read(struct replicated *r, int offset, int flags)
+{
+    bool asks = r->linearizable && r->read_locks == 0 &&
+                r->write == WRITE_NONE;
+    int rc = SQLITE_OK;
+
+    if (asks) {
+        rc = confirm_before_lock(r);
+    }
+    if (rc == SQLITE_OK) {
+        rc = r->real->pMethods->xShmLock(r->real, offset, 1, flags);
+    }
+    if (rc == SQLITE_BUSY && asks) {
+        r->skip_confirm = true;
+    }
+    r->skip_until = client_now() + 50;
+    if (rc == SQLITE_OK) {
+        r->read_locks |= 1u << offset;
+        if (r->write != WRITE_CLUSTER) {
+            copy_index(r, r->read_index);
+        }
+    }
+    return rc;
+}
+
+/* ---- Pristine databases ------------------------------------------------------------------------ */
+
+bool replicated_pristine(struct replicated *r)
+{
+    sqlite3_int64 size = 0;
+
+    return r->real->pMethods->xFileSize(r->real, &size) == SQLITE_OK &&
+           size == 0;
+}
+
+/* Is a statement running that may write? SQLite tells readers and writers
+ * apart only after it has taken SHARED. */
+static bool writer_is_running(sqlite3 *db)
+{
+    sqlite3_stmt *s = NULL;
+
+    while ((s = sqlite3_next_stmt(db, s)) != NULL) {
+        if (sqlite3_stmt_busy(s) && !sqlite3_stmt_readonly(s)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The page size SQLite would use for this file. */
+static uint32_t first_page_size(struct replicated *r)
+{
+    int n = 0;
+
+    if (r->pdb != NULL && *r->pdb != NULL &&
+        replicated_of(*r->pdb) == r && replicated_is_main(*r->pdb)) {
+        ask_int(*r->pdb, "PRAGMA main.page_size", &n);
+    }
+    if (n < 512 || n > 65536) {
+        n = r->first_page_size != 0 ? (int)r->first_page_size : 4096;
+    }
+    return (uint32_t)n;
+}
+
+/* Make page 1 everywhere. SQLITE_OK: it is there now, in this file too. */
+static int make_first_page(struct replicated *r)
+{
+    struct wire_msg m = {.type = MSG_INIT}, answer;
+    int64_t deadline = 0, now;
+    int rc = episode_enter(r, &deadline);
+
+    if (rc != SQLITE_OK) {
+        return episode_leave(r, rc);
+    }
+    now = client_now();
+    snprintf(m.init.db, sizeof m.init.db, "%s", r->db);
+    m.init.page_size = first_page_size(r);
+    m.init.auto_vacuum = (uint8_t)r->first_auto_vacuum;
+    m.init.encoding = (uint8_t)(r->pdb != NULL && *r->pdb != NULL
+                                ? encoding_of(*r->pdb) : 1);
+    m.init.timeout_ms = deadline > now ? (uint32_t)(deadline - now) : 0;
+    sqlite3_mutex_enter(r->mutex);
+    do {
+        rc = client_call(&r->client, &m, &answer, deadline + ANSWER_SLACK_MS);
+        if (rc == FLO_OK) {
+            rc = answer.type == MSG_RESULT ? (int)answer.result.code
+                                           : FLO_PROTOCOL;
+        }
+        if (rc != FLO_OK && rc != FLO_EXISTS) {
+            replicated_error(r, 0, "the first page was not made: %s",
+                             flo_strerror(rc));
+            client_sleep(client_now() < deadline ? RETRY_FIRST_MS : 0);
+        }
+    } while (transient(rc) && client_now() < deadline);
+    sqlite3_mutex_leave(r->mutex);
+    if (rc == FLO_OK || rc == FLO_EXISTS) {
+        return SQLITE_OK;
+    }
+    return episode_leave(r, rc == FLO_UNKNOWN ? SQLITE_BUSY
+                                              : lock_sqlite_code(rc));
+}
+
+int lock_pristine_shared(struct replicated *r)
+{
+    sqlite3 *db = r->pdb != NULL ? *r->pdb : NULL;
+    int rc;
+
+    if (r->linearizable) {
+        rc = confirm_read(r);
+        if (rc != SQLITE_OK) {
+            return rc;
+        }
+    }
+    if (r->readonly || db == NULL || !replicated_pristine(r) ||
+        !writer_is_running(db)) {
+        return SQLITE_OK;
+    }
+    return make_first_page(r);
+}
+
+/* The daemon may need the file for itself, so SHARED is let go meanwhile: the
+ * connection has nothing of it in its cache but an empty page 1, and will start
+ * over. */
+int lock_pristine_reserved(struct replicated *r)
+{
+    int rc, attempt;
+
+    r->real->pMethods->xUnlock(r->real, SQLITE_LOCK_NONE);
+    rc = make_first_page(r);
+    for (attempt = 0; attempt < 100; attempt++) {
+        if (r->real->pMethods->xLock(r->real, SQLITE_LOCK_SHARED) ==
+            SQLITE_OK) {
+            break;
+        }
+        client_sleep(1);
+    }
+    if (rc == SQLITE_OK) {
+        r->episode.stale = true;
+        episode_busy(r);
+        rc = SQLITE_BUSY;
+    }
+    return rc;
+}

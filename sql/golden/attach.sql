@@ -1,0 +1,20 @@
+-- A plain database beside the replicated one, in one transaction.
+CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT);
+ATTACH 'plain.db' AS plain;
+CREATE TABLE plain.p(id INTEGER PRIMARY KEY, v TEXT);
+INSERT INTO plain.p VALUES (1, 'plain one'), (2, 'plain two');
+BEGIN;
+INSERT INTO t SELECT id, v || ', copied' FROM plain.p;
+UPDATE plain.p SET v = 'moved' WHERE id = 1;
+COMMIT;
+BEGIN;
+DELETE FROM t;
+DELETE FROM plain.p;
+ROLLBACK;
+SELECT t.v, p.v FROM t JOIN plain.p AS p USING (id);
+DETACH plain;
+ATTACH ':memory:' AS mem;
+CREATE TABLE mem.m AS SELECT * FROM t;
+SELECT count(*) FROM mem.m;
+DETACH mem;
+SELECT * FROM p;

@@ -1,0 +1,27 @@
+-- Tables, indexes and their changes.
+CREATE TABLE a(id INTEGER PRIMARY KEY, name TEXT, price REAL DEFAULT 1.5, raw BLOB);
+CREATE TABLE IF NOT EXISTS a(other);
+CREATE UNIQUE INDEX a_name ON a(name COLLATE NOCASE);
+CREATE INDEX a_price ON a(price) WHERE price > 10;
+CREATE INDEX a_expr ON a(length(name), price DESC);
+INSERT INTO a(name, price, raw) VALUES ('one', 1, x'00ff'), ('two', 20, NULL), ('three', 30.25, zeroblob(5));
+INSERT INTO a(name) VALUES ('ONE');
+ALTER TABLE a ADD COLUMN added TEXT NOT NULL DEFAULT 'new';
+ALTER TABLE a RENAME COLUMN price TO cost;
+ALTER TABLE a RENAME TO goods;
+ALTER TABLE goods DROP COLUMN raw;
+SELECT * FROM goods ORDER BY id;
+CREATE TABLE copy AS SELECT name, cost FROM goods WHERE cost > 1;
+REINDEX;
+ANALYZE;
+SELECT tbl, idx, stat FROM sqlite_stat1 ORDER BY 1, 2;
+DROP INDEX a_price;
+DROP TABLE copy;
+DROP TABLE no_such_table;
+CREATE TABLE auto(id INTEGER PRIMARY KEY AUTOINCREMENT, v);
+INSERT INTO auto(v) VALUES ('x'), ('y');
+DELETE FROM auto;
+INSERT INTO auto(v) VALUES ('z');
+SELECT * FROM auto;
+SELECT * FROM sqlite_sequence;
+SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY name;

@@ -1,0 +1,23 @@
+-- Foreign keys: immediate, deferred, cascading.
+PRAGMA foreign_keys = ON;
+CREATE TABLE parent(id INTEGER PRIMARY KEY, name TEXT UNIQUE);
+CREATE TABLE cascade_child(p REFERENCES parent(id) ON DELETE CASCADE ON UPDATE CASCADE);
+CREATE TABLE null_child(p REFERENCES parent(name) ON DELETE SET NULL ON UPDATE SET DEFAULT);
+CREATE TABLE late_child(p REFERENCES parent(id) DEFERRABLE INITIALLY DEFERRED);
+INSERT INTO parent VALUES (1, 'a'), (2, 'b'), (3, 'c');
+INSERT INTO cascade_child VALUES (1), (2), (3);
+INSERT INTO cascade_child VALUES (99);
+INSERT INTO null_child VALUES ('a'), ('b');
+BEGIN;
+INSERT INTO late_child VALUES (50);
+COMMIT;
+INSERT INTO parent VALUES (50, 'late');
+COMMIT;
+DELETE FROM parent WHERE id = 1;
+UPDATE parent SET id = 20, name = 'bb' WHERE id = 2;
+DELETE FROM parent WHERE id = 50;
+SELECT 'parent', * FROM parent ORDER BY id;
+SELECT 'cascade', * FROM cascade_child ORDER BY p;
+SELECT 'null', * FROM null_child ORDER BY p;
+PRAGMA foreign_key_check;
+PRAGMA foreign_keys;
