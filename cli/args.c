@@ -86,10 +86,12 @@ static bool set_value(struct args *a, int option, const char *value)
 /* What getopt has just stumbled over; a letter may be one of several. */
 static const char *culprit(char **argv)
 {
+    static char letter[3] = "-?";
     const char *given = argv[optind - 1];
 
     if (optopt != 0 && strncmp(given, "--", 2) != 0) {
-        return format("-%c", optopt);
+        letter[1] = (char)optopt;
+        return letter;
     }
     return given;
 }
@@ -131,4 +133,13 @@ int args_parse(struct args *a, int argc, char **argv, unsigned allowed,
         return wrong(command, "unexpected argument ", argv[optind]);
     }
     return -1;
+}
+
+int args_timeout(const struct args *a, const char *command, unsigned *s)
+{
+    if (a->timeout != NULL && !parse_number(a->timeout, 1, 86400, s)) {
+        complain("%s: --timeout takes seconds, from 1 to 86400", command);
+        return CLI_USAGE;
+    }
+    return CLI_OK;
 }

@@ -34,7 +34,7 @@ int cmd_status(int argc, char **argv);
 int cmd_sync_status(int argc, char **argv);
 int cmd_resync(int argc, char **argv);
 
-/* ---- Options (args.c) ----------------------------------------------------------- */
+/* ---- Options (args.c) ---------------------------------------------------- */
 
 /* Which options a command takes. */
 enum {
@@ -60,10 +60,14 @@ struct args
 int args_parse(struct args *a, int argc, char **argv, unsigned allowed,
                const char *command, const char *usage);
 
+/* --timeout, in seconds, if it was given: *s stays as it is if not. CLI_OK, or
+ * CLI_USAGE after a complaint. */
+int args_timeout(const struct args *a, const char *command, unsigned *s);
+
 /* A decimal number from min to max; false otherwise. */
 bool parse_number(const char *s, unsigned min, unsigned max, unsigned *v);
 
-/* ---- Words (text.c) ----------------------------------------------------------------- */
+/* ---- Words (text.c) ------------------------------------------------------ */
 
 /* One line on stderr: "flotilla: …". */
 void complain(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
@@ -79,7 +83,7 @@ char *format_bytes(uint64_t n);
 uint64_t now_ms(void); /* monotonic */
 void sleep_ms(unsigned ms);
 
-/* ---- Tables (text.c) ------------------------------------------------------------------ */
+/* ---- Tables (text.c) ----------------------------------------------------- */
 
 enum colour { COLOUR_NONE, COLOUR_GOOD, COLOUR_WARN, COLOUR_BAD };
 

@@ -21,17 +21,16 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "cli/fetch.h"
-#include "cli/layout.h"
 #include "cli/process.h"
+#include "cli/start.h"
 
-#define READY_MS 30000
+#define READY_S 30
 #define POLL_MS 100
 #define STOP_MS 10000
-#define TAIL_LINES 5
 
 static const char usage[] =
     "usage: flotilla cluster start [--nodes N] [--base-port P] [--dir D]\n"
+    "                              [--timeout S]\n"
     "\n"
     "Start N nodes on this machine, each a flotillad process with its own\n"
     "directory D/node1 … D/nodeN, and wait until all are ready. In a directory\n"
@@ -41,33 +40,19 @@ static const char usage[] =
     "  --base-port P  node I uses P+10·(I-1), and one port above for HTTP\n"
     "                 (default 7400)\n"
     "  --dir D        where (default ./run)\n"
+    "  --timeout S    wait so many seconds until all are ready (default 30)\n"
     "\n"
     "FLOTILLAD in the environment says which flotillad to run. Other FLOTILLA_*\n"
     "variables are settings of the nodes; see flotillad(8).\n";
 
-struct start
-{
-    struct layout l;
-    bool fresh; /* there was no cluster.json */
-    bool made;  /* nor its directory */
-    int lock;   /* descriptor of the directory; -1 */
-    char *flotillad;
-    struct start_node
-    {
-        pid_t pid; /* 0: not running */
-        bool ours; /* started by this call, so our child */
-        bool made; /* its directory was made by this call */
-        off_t log_from;
-    } node[MEMBERS_MAX + 1]; /* by number, from 1 */
-};
-
-/* ---- What is asked for --------------------------------------------------------------- */
+/* ---- What is asked for --------------------------------------------------- */
 
 static int wanted(const struct args *a, struct layout *l)
 {
     l->nodes = LAYOUT_NODES;
     l->base_port = LAYOUT_BASE_PORT;
-    if (a->nodes != NULL && !parse_number(a->nodes, 1, MEMBERS_MAX, &l->nodes)) {
+    if (a->nodes != NULL &&
+        !parse_number(a->nodes, 1, MEMBERS_MAX, &l->nodes)) {
         complain("cluster start: --nodes takes a number from 1 to %d",
                  MEMBERS_MAX);
         return CLI_USAGE;
@@ -118,7 +103,7 @@ static int plan(struct start *s, const struct args *a,
     return rc;
 }
 
-/* ---- Before anything is made ------------------------------------------------------------ */
+/* ---- Before anything is made --------------------------------------------- */
 
 static int port_free(unsigned port)
 {
@@ -167,7 +152,7 @@ static void find_running(struct start *s)
     }
 }
 
-/* ---- Making directories ---------------------------------------------------------------------- */
+/* ---- Making directories -------------------------------------------------- */
 
 static int make_dir(const char *path, bool *made)
 {
@@ -280,7 +265,7 @@ static void clean_up(const struct start *s)
     }
 }
 
-/* ---- Starting and waiting ---------------------------------------------------------------------- */
+/* ---- Starting and waiting ------------------------------------------------ */
 
 static off_t log_size(const struct layout *l, unsigned i)
 {
@@ -312,35 +297,6 @@ static int spawn_all(struct start *s)
     return CLI_OK;
 }
 
-/* The last lines that node i has written since it was started. */
-static void show_log(const struct start *s, unsigned i)
-{
-    char *path = layout_file(&s->l, i, "flotillad.log");
-    FILE *f = fopen(path, "re");
-    char *lines[TAIL_LINES] = {NULL};
-    char *line = NULL;
-    size_t cap = 0;
-    unsigned n = 0;
-
-    if (f != NULL && fseeko(f, s->node[i].log_from, SEEK_SET) == 0) {
-        while (getline(&line, &cap, f) > 0) {
-            free(lines[n % TAIL_LINES]);
-            lines[n++ % TAIL_LINES] = must(strdup(line));
-        }
-    }
-    for (unsigned k = n > TAIL_LINES ? n - TAIL_LINES : 0; k < n; k++) {
-        fprintf(stderr, "  %s", lines[k % TAIL_LINES]);
-    }
-    for (unsigned k = 0; k < TAIL_LINES; k++) {
-        free(lines[k]);
-    }
-    if (f != NULL) {
-        fclose(f);
-    }
-    free(line);
-    free(path);
-}
-
 /* Has one of our children ended? Says so, and gives the exit code. */
 static int check_children(struct start *s)
 {
@@ -361,30 +317,11 @@ static int check_children(struct start *s)
             complain("node %u was ended by signal %d (%s):", i,
                      WTERMSIG(status), strsignal(WTERMSIG(status)));
         }
-        show_log(s, i);
+        start_show_log(s, i);
         return WIFEXITED(status) && WEXITSTATUS(status) == 2 ? CLI_USAGE
                                                              : CLI_REFUSED;
     }
     return CLI_OK;
-}
-
-static void fetch_nodes(const struct start *s, struct fetch *f,
-                        const char *path)
-{
-    for (unsigned i = 1; i <= s->l.nodes; i++) {
-        char *http = layout_http(&s->l, i);
-
-        fetch_init(&f[i], http, path);
-        free(http);
-    }
-    fetch_all(f + 1, s->l.nodes);
-}
-
-static void close_fetches(const struct start *s, struct fetch *f)
-{
-    for (unsigned i = 1; i <= s->l.nodes; i++) {
-        fetch_close(&f[i]);
-    }
 }
 
 static bool all_ready(const struct start *s)
@@ -392,40 +329,17 @@ static bool all_ready(const struct start *s)
     struct fetch f[MEMBERS_MAX + 1];
     bool ready = true;
 
-    fetch_nodes(s, f, "/readyz");
+    start_fetch(s, f, "/readyz");
     for (unsigned i = 1; i <= s->l.nodes; i++) {
         ready = ready && f[i].code == 200;
     }
-    close_fetches(s, f);
+    start_fetch_close(s, f);
     return ready;
-}
-
-static void say_why_not_ready(const struct start *s)
-{
-    struct fetch f[MEMBERS_MAX + 1];
-
-    complain("not ready after %d s; the nodes are left running:",
-             READY_MS / 1000);
-    fetch_nodes(s, f, "/status");
-    for (unsigned i = 1; i <= s->l.nodes; i++) {
-        const char *why = f[i].code == 0 ? f[i].error
-                                         : json_text(f[i].json, "ready_reason",
-                                                     "no reason given");
-
-        if (f[i].code != 0 && json_flag(f[i].json, "ready")) {
-            continue;
-        }
-        complain("node %u: %s", i, why[0] != '\0' ? why : "starting");
-        show_log(s, i);
-    }
-    close_fetches(s, f);
-    complain("see '%s status --dir %s', and flotillad.log of each node",
-             cli_program, s->l.dir);
 }
 
 static int wait_ready(struct start *s)
 {
-    uint64_t deadline = now_ms() + READY_MS;
+    uint64_t deadline = now_ms() + (uint64_t)s->timeout_s * 1000;
 
     while (now_ms() < deadline) {
         int rc = check_children(s);
@@ -438,7 +352,7 @@ static int wait_ready(struct start *s)
         }
         sleep_ms(POLL_MS);
     }
-    say_why_not_ready(s);
+    start_say_why_not_ready(s);
     return CLI_TIMEOUT; /* for cmd_cluster_start only: leave them running */
 }
 
@@ -471,60 +385,7 @@ static void stop_ours(struct start *s)
     }
 }
 
-/* ---- What is shown ---------------------------------------------------------------------------------- */
-
-static void show_nodes(const struct start *s)
-{
-    static const char *const headers[] = {"NODE", "DIRECTORY", "ADDRESS",
-                                          "HTTP", "ROLE"};
-    struct fetch f[MEMBERS_MAX + 1];
-    struct table t;
-
-    table_init(&t, 5, headers);
-    fetch_nodes(s, f, "/status");
-    for (unsigned i = 1; i <= s->l.nodes; i++) {
-        char *dir = layout_node_dir(&s->l, i);
-        char *address = layout_address(&s->l, i);
-        char *http = layout_http(&s->l, i);
-
-        table_cell(&t, COLOUR_NONE, "%u", i);
-        table_cell(&t, COLOUR_NONE, "%s", dir);
-        table_cell(&t, COLOUR_NONE, "%s", address);
-        table_cell(&t, COLOUR_NONE, "%s", http);
-        table_cell(&t, COLOUR_NONE, "%s",
-                   json_text(f[i].json, "raft_state", "unknown"));
-        free(dir);
-        free(address);
-        free(http);
-    }
-    table_print(&t, stdout);
-    table_close(&t);
-    close_fetches(s, f);
-}
-
-static void show_next(const struct start *s, const struct args *a)
-{
-    char *extension = find_extension();
-    char *option = a->dir != NULL ? format(" --dir %s", a->dir) : format("%s", "");
-    unsigned other = s->l.nodes > 1 ? 2 : 1;
-
-    printf("\nWrite on one node:\n\n"
-           "  sqlite3\n"
-           "  .load %s\n"
-           "  .open %s/node1/app.db\n"
-           "  CREATE TABLE t(x); INSERT INTO t VALUES('hello');\n",
-           extension, s->l.dir);
-    printf("\nRead %s, look at the cluster, and stop it:\n\n"
-           "  sqlite3 %s/node%u/app.db 'SELECT * FROM t'\n"
-           "  curl http://127.0.0.1:%u/_raft/health\n"
-           "  %s status%s\n"
-           "  %s cluster stop%s\n",
-           other > 1 ? "on another" : "it back", s->l.dir, other,
-           layout_port(&s->l, 1) + 1, cli_program, option, cli_program,
-           option);
-    free(extension);
-    free(option);
-}
+/* ---- All of it ----------------------------------------------------------- */
 
 /* What this starts, it stops again on failure. */
 static int bring_up(struct start *s)
@@ -558,6 +419,9 @@ static int run(struct start *s, const struct args *a)
     struct layout asked;
     int rc = wanted(a, &asked);
 
+    if (rc == CLI_OK) {
+        rc = args_timeout(a, "cluster start", &s->timeout_s);
+    }
     if (rc != CLI_OK) {
         return rc;
     }
@@ -576,17 +440,18 @@ static int run(struct start *s, const struct args *a)
     find_running(s);
     rc = bring_up(s);
     if (rc == CLI_OK) {
-        show_nodes(s);
-        show_next(s, a);
+        start_show_nodes(s);
+        start_show_next(s, a);
     }
     return rc;
 }
 
 int cmd_cluster_start(int argc, char **argv)
 {
-    struct start s = {.lock = -1};
+    struct start s = {.lock = -1, .timeout_s = READY_S};
     struct args a;
-    int rc = args_parse(&a, argc, argv, ARG_DIR | ARG_NODES | ARG_BASE_PORT,
+    int rc = args_parse(&a, argc, argv,
+                        ARG_DIR | ARG_NODES | ARG_BASE_PORT | ARG_TIMEOUT,
                         "cluster start", usage);
 
     if (rc != -1) {

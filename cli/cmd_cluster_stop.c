@@ -10,18 +10,21 @@
 #include "cli/layout.h"
 #include "cli/process.h"
 
-#define STOP_MS 35000
+#define STOP_S 35 /* draining and handing over take a node some seconds */
 #define POLL_MS 20
 
 static const char usage[] =
-    "usage: flotilla cluster stop [--dir D] [--force]\n"
+    "usage: flotilla cluster stop [--dir D] [--force] [--timeout S]\n"
     "\n"
     "Stop the nodes of the cluster in D (default ./run) and keep their data;\n"
     "'flotilla cluster start' starts them again.\n"
     "\n"
-    "  --dir D   where the cluster is\n"
-    "  --force   do not ask: SIGKILL instead of SIGTERM. Nothing that was\n"
-    "            acknowledged is lost\n";
+    "  --dir D      where the cluster is\n"
+    "  --force      do not ask: SIGKILL instead of SIGTERM. Nothing that was\n"
+    "               acknowledged is lost\n"
+    "  --timeout S  wait so many seconds for their end (default 35)\n"
+    "\n"
+    "Exit code 0 if none runs any more, 4 if one still does.\n";
 
 /* flotillad is only needed to recognise a script that stands for it. */
 static unsigned count_running(const struct layout *l, const char *flotillad,
@@ -51,34 +54,35 @@ static int signal_all(const struct layout *l, const pid_t *pids, int sig)
 }
 
 static int wait_stopped(const struct layout *l, const char *flotillad,
-                        pid_t *pids)
+                        pid_t *pids, unsigned timeout_s)
 {
-    uint64_t deadline = now_ms() + STOP_MS;
+    uint64_t deadline = now_ms() + (uint64_t)timeout_s * 1000;
 
-    while (count_running(l, flotillad, pids) > 0) {
-        if (now_ms() >= deadline) {
-            for (unsigned i = 1; i <= l->nodes; i++) {
-                if (pids[i] > 0) {
-                    complain("node %u, process %d, still runs after %d s; "
-                             "'%s cluster stop --force' ends it",
-                             i, (int)pids[i], STOP_MS / 1000, cli_program);
-                }
-            }
-            return CLI_TIMEOUT;
-        }
+    while (count_running(l, flotillad, pids) > 0 && now_ms() < deadline) {
         sleep_ms(POLL_MS);
     }
-    return CLI_OK;
+    if (count_running(l, flotillad, pids) == 0) {
+        return CLI_OK;
+    }
+    for (unsigned i = 1; i <= l->nodes; i++) {
+        if (pids[i] > 0) {
+            complain("node %u, process %d, still runs after %u s; "
+                     "'%s cluster stop --force' ends it",
+                     i, (int)pids[i], timeout_s, cli_program);
+        }
+    }
+    return CLI_TIMEOUT;
 }
 
-static int stop(const struct layout *l, const char *flotillad, bool force)
+static int stop(const struct layout *l, const char *flotillad, bool force,
+                unsigned timeout_s)
 {
     pid_t pids[MEMBERS_MAX + 1];
     unsigned n = count_running(l, flotillad, pids);
     int rc = signal_all(l, pids, force ? SIGKILL : SIGTERM);
 
     if (rc == CLI_OK) {
-        rc = wait_stopped(l, flotillad, pids);
+        rc = wait_stopped(l, flotillad, pids, timeout_s);
     }
     for (unsigned i = 1; i <= l->nodes && rc == CLI_OK; i++) {
         node_forget(l, i);
@@ -94,16 +98,20 @@ static int stop(const struct layout *l, const char *flotillad, bool force)
 
 int cmd_cluster_stop(int argc, char **argv)
 {
+    unsigned timeout_s = STOP_S;
     const char *dir;
     const char *script = getenv("FLOTILLAD");
     char *flotillad;
     struct layout l;
     struct args a;
-    int rc = args_parse(&a, argc, argv, ARG_DIR | ARG_FORCE, "cluster stop",
-                        usage);
+    int rc = args_parse(&a, argc, argv, ARG_DIR | ARG_FORCE | ARG_TIMEOUT,
+                        "cluster stop", usage);
 
     if (rc != -1) {
         return rc;
+    }
+    if (args_timeout(&a, "cluster stop", &timeout_s) != CLI_OK) {
+        return CLI_USAGE;
     }
     dir = a.dir != NULL ? a.dir : LAYOUT_DIR;
     rc = layout_read(&l, dir);
@@ -115,7 +123,7 @@ int cmd_cluster_stop(int argc, char **argv)
         return rc;
     }
     flotillad = script != NULL ? realpath(script, NULL) : NULL;
-    rc = stop(&l, flotillad, a.force);
+    rc = stop(&l, flotillad, a.force, timeout_s);
     free(flotillad);
     return rc;
 }

@@ -6,13 +6,12 @@
  *      it names, once
  *   3. poll /_raft/resync_stats: newer records of that follower are ours, one
  *      per database; done when there are as many as databases and none runs,
- *      or when nothing new was seen for a while after some have finished (a
- *      database may have been dropped meanwhile)
+ *      or when nothing new was seen for a while after some have ended (one may
+ *      have failed, or its database have been dropped meanwhile)
  *
  * The leader keeps the last 16 records: with more databases than that, the
  * early ones are not listed. If the leader changes on the way, the outcome is
  * not known here, and the exit code says so. */
-#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -53,7 +52,7 @@ struct resync
     json_t *records; /* ours, newest first; owned */
 };
 
-/* ---- The order ---------------------------------------------------------------------- */
+/* ---- The order ----------------------------------------------------------- */
 
 /* Percent-encode what is not plain in a query. */
 static char *encoded(const char *s)
@@ -163,7 +162,7 @@ static int order(struct resync *r)
     return rc;
 }
 
-/* ---- Watching ------------------------------------------------------------------------- */
+/* ---- Watching ------------------------------------------------------------ */
 
 static bool is_ours(const struct resync *r, json_t *record)
 {
@@ -221,6 +220,18 @@ static size_t expected(const struct resync *r)
     return r->n_expected < RECORDS_MAX ? r->n_expected : RECORDS_MAX;
 }
 
+/* A failed one is tried again by the follower, so it gets the same while. */
+static bool is_over(const struct resync *r, uint64_t quiet_ms)
+{
+    size_t n = json_array_size(r->records);
+
+    if (n == 0 || count(r->records, "running") > 0) {
+        return false;
+    }
+    return quiet_ms > QUIET_MS ||
+           (n >= expected(r) && count(r->records, "failed") == 0);
+}
+
 /* CLI_OK at the end; CLI_TIMEOUT after a complaint. */
 static int watch(struct resync *r, unsigned timeout_s)
 {
@@ -228,36 +239,32 @@ static int watch(struct resync *r, unsigned timeout_s)
     size_t n_seen = 0;
 
     while (now_ms() - begin < (uint64_t)timeout_s * 1000) {
-        size_t n, n_running;
+        size_t n;
 
         if (poll_once(r) != CLI_OK) {
             return CLI_TIMEOUT;
         }
         n = json_array_size(r->records);
-        n_running = count(r->records, "running");
-        if (n > n_seen || n_running > 0) {
+        if (n > n_seen || count(r->records, "running") > 0) {
             changed = now_ms();
         }
         tell_progress(r, n_seen);
         n_seen = n > n_seen ? n : n_seen;
-        if (n_running == 0 && (n >= expected(r) ||
-                               (n > 0 && now_ms() - changed > QUIET_MS))) {
+        if (is_over(r, now_ms() - changed)) {
             return CLI_OK;
         }
-        if (n == 0 && now_ms() - begin > BEGIN_MS) {
-            complain("it was ordered, and has not begun after %d s; see "
-                     "'%s sync-status'",
-                     BEGIN_MS / 1000, cli_program);
-            return CLI_TIMEOUT;
+        if (n_seen == 0 && now_ms() - begin > BEGIN_MS) {
+            break;
         }
         sleep_ms(POLL_MS);
     }
-    complain("it still runs after %u s; see '%s sync-status'", timeout_s,
-             cli_program);
+    complain("it was ordered, and %s after %u s; see '%s sync-status'",
+             n_seen == 0 ? "has not begun" : "still runs",
+             (unsigned)((now_ms() - begin) / 1000), cli_program);
     return CLI_TIMEOUT;
 }
 
-/* ---- The result ------------------------------------------------------------------------- */
+/* ---- The result ---------------------------------------------------------- */
 
 static uint64_t database_size(const struct resync *r, const char *name)
 {
@@ -310,7 +317,7 @@ static void show_table(const struct resync *r)
 static void show(const struct resync *r, bool as_json)
 {
     if (as_json) {
-        json_dumpf(r->records, stdout, JSON_INDENT(2));
+        json_dumpf(r->records, stdout, JSON_DUMP_FLAGS);
         putchar('\n');
     } else {
         show_table(r);
@@ -360,8 +367,7 @@ int cmd_resync(int argc, char **argv)
         complain("resync: say which follower with --target ADDRESS-OR-NUMBER");
         return CLI_USAGE;
     }
-    if (a.timeout != NULL && !parse_number(a.timeout, 1, 86400, &timeout_s)) {
-        complain("resync: --timeout takes seconds, from 1 to 86400");
+    if (args_timeout(&a, "resync", &timeout_s) != CLI_OK) {
         return CLI_USAGE;
     }
     r.target = a.target;

@@ -215,7 +215,7 @@ static void show_json(const struct fetch *f, const struct targets *t,
         free(errors);
     }
     doc = must(json_pack("{s:b, s:o}", "healthy", healthy, "nodes", nodes));
-    json_dumpf(doc, stdout, JSON_INDENT(2));
+    json_dumpf(doc, stdout, JSON_DUMP_FLAGS);
     putchar('\n');
     json_decref(doc);
 }

@@ -133,7 +133,7 @@ int cmd_sync_status(int argc, char **argv)
         return rc;
     }
     if (a.json) {
-        json_dumpf(sync, stdout, JSON_INDENT(2));
+        json_dumpf(sync, stdout, JSON_DUMP_FLAGS);
         putchar('\n');
     } else {
         show_table(sync);

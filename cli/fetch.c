@@ -64,6 +64,19 @@ static CURL *prepare(struct fetch *f)
     return c;
 }
 
+/* "Connection refused" says more than curl's "Couldn't connect to server". */
+static void explain(CURL *c, CURLcode rc, struct fetch *f)
+{
+    long error = 0;
+
+    curl_easy_getinfo(c, CURLINFO_OS_ERRNO, &error);
+    if (rc == CURLE_COULDNT_CONNECT && error != 0) {
+        snprintf(f->error, sizeof f->error, "%s", strerror((int)error));
+    } else if (f->error[0] == '\0') {
+        snprintf(f->error, sizeof f->error, "%s", curl_easy_strerror(rc));
+    }
+}
+
 static void finish(CURL *c, CURLcode rc)
 {
     struct fetch *f = NULL;
@@ -71,9 +84,7 @@ static void finish(CURL *c, CURLcode rc)
     curl_easy_getinfo(c, CURLINFO_PRIVATE, &f);
     f->timed_out = rc == CURLE_OPERATION_TIMEDOUT;
     if (rc != CURLE_OK) {
-        if (f->error[0] == '\0') {
-            snprintf(f->error, sizeof f->error, "%s", curl_easy_strerror(rc));
-        }
+        explain(c, rc, f);
         return;
     }
     curl_easy_getinfo(c, CURLINFO_RESPONSE_CODE, &f->code);

@@ -13,6 +13,9 @@
 #define FETCH_TOTAL_MS 5000L
 #define FETCH_BYTES_MAX (16u << 20)
 
+/* How -o json prints. */
+#define JSON_DUMP_FLAGS (JSON_INDENT(2) | JSON_REAL_PRECISION(9))
+
 struct fetch
 {
     char *url; /* owned */

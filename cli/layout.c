@@ -118,7 +118,7 @@ char *layout_members(const struct layout *l)
     return list;
 }
 
-/* ---- Which nodes ------------------------------------------------------------------- */
+/* ---- Which nodes --------------------------------------------------------- */
 
 static int targets_of_list(struct targets *t, const char *list)
 {

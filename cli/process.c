@@ -14,7 +14,7 @@
 #define FLOTILLA_EXTDIR "/usr/lib/sqlite3"
 #endif
 
-/* ---- Finding files -------------------------------------------------------------------- */
+/* ---- Finding files ------------------------------------------------------- */
 
 static bool is_program(const char *path)
 {
@@ -131,7 +131,7 @@ char *find_extension(void)
     return path;
 }
 
-/* ---- Recognising a process --------------------------------------------------------------- */
+/* ---- Recognising a process ----------------------------------------------- */
 
 /* Read a small file of /proc whole; the number of bytes, 0 when it is gone. */
 static size_t read_proc(pid_t pid, const char *name, char *data, size_t n)
@@ -232,7 +232,7 @@ pid_t node_process(const struct layout *l, unsigned i, const char *flotillad)
     return pid;
 }
 
-/* ---- Starting one ---------------------------------------------------------------------------- */
+/* ---- Starting one -------------------------------------------------------- */
 
 static int write_pid_file(const struct layout *l, unsigned i, pid_t pid)
 {

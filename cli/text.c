@@ -73,7 +73,7 @@ void sleep_ms(unsigned ms)
     nanosleep(&t, NULL);
 }
 
-/* ---- Tables ------------------------------------------------------------------------ */
+/* ---- Tables -------------------------------------------------------------- */
 
 static struct table_cell *new_cell(struct table *t)
 {

@@ -131,6 +131,28 @@ static bool is_collected(const struct replica_impl *im,
            memcmp(h->salt, im->col.salt, sizeof h->salt) == 0;
 }
 
+/* Is the last committed frame still in the file? Whoever restarted the WAL
+ * without asking has written over it. */
+static bool wal_is_ours(const struct replica *r)
+{
+    struct replica_impl *im = r->impl;
+    uint8_t raw[WAL_FRAME_HEADER];
+    struct wal_frame f;
+
+    if (im->hdr.mx_frame == 0) {
+        return true;
+    }
+    if (im->walf->pMethods->xRead(
+            im->walf, raw, sizeof raw,
+            wal_frame_offset(im->hdr.mx_frame, r->page_size)) != SQLITE_OK) {
+        return false;
+    }
+    wal_decode_frame(raw, &f);
+    return memcmp(f.salt, im->hdr.salt, sizeof f.salt) == 0 &&
+           f.cksum[0] == im->hdr.frame_cksum[0] &&
+           f.cksum[1] == im->hdr.frame_cksum[1];
+}
+
 /* Put back the committed header, unless the client published just what was
  * collected from it: that is replica_settle's to judge. */
 static int repair_header(struct replica *r)
@@ -149,10 +171,13 @@ static int repair_header(struct replica *r)
             return FLO_OK;
         }
         if (wal_index_equal(&h, &im->hdr)) {
-            return replica_clean_index(r);
+            return replica_drop_tail(r);
         }
     }
-    rc = replica_clean_index(r);
+    if (!wal_is_ours(r)) {
+        return FLO_OK; /* replica_check_foreign finds it, and nothing is safe */
+    }
+    rc = replica_drop_tail(r);
     return rc == FLO_OK ? replica_publish(r, &committed) : rc;
 }
 

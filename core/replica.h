@@ -140,7 +140,7 @@ int replica_replace_commit(struct replica *r, uint32_t n_pages,
 void replica_replace_abort(struct replica *r);
 
 /* The page hashes, n_pages of them; valid until the next call that changes the
- * replica. NULL while PRISTINE. */
+ * replica, replica_collect included. NULL while PRISTINE or BROKEN. */
 const uint64_t *replica_hashes(const struct replica *r);
 
 /* Hash all pages again from the files. GOOD stays GOOD when the checksum is
@@ -160,7 +160,8 @@ struct replica_view
     struct replica_view_impl *impl;
 };
 
-/* Owner thread, cheap. FLO_DESYNCED unless GOOD. PRISTINE gives n_pages 0. */
+/* Owner thread, cheap. FLO_DESYNCED unless GOOD. PRISTINE gives n_pages 0.
+ * FLO_BUSY: a client has published a commit that is not settled yet; retry. */
 int replica_view_open(struct replica *r, struct replica_view *v);
 
 /* Background: read one page image (1 <= pgno <= n_pages). */
@@ -176,16 +177,24 @@ void replica_view_close(struct replica_view *v);
 int replica_sync(struct replica *r);
 
 /* Background: PASSIVE checkpoint with fsync, in SQLite's order. *done is set
- * when every frame is in the database file. */
+ * when every frame is in the database file. FLO_OK and not done when somebody
+ * else is at it, or readers hold it up.
+ *
+ * Background functions leave errmsg alone. While one runs, the owner may do
+ * everything but replica_close, replica_drop and what makes the files anew:
+ * replica_replace_begin with another page size or on BROKEN, and the first
+ * transaction or replica_replace_begin on PRISTINE. */
 int replica_checkpoint(struct replica *r, bool *done);
 
-/* Owner, fence in hand: if every frame is in the database file and no reader
- * uses the WAL, restart it (new salts, mxFrame 0) and truncate and sync the
- * file. FLO_BUSY when that is not so now. */
+/* Owner, fence in hand: if every frame is in the database file (as the last
+ * replica_checkpoint of ours saw and synced it) and no reader uses the WAL,
+ * restart it (new salts, mxFrame 0) and truncate and sync the file. FLO_BUSY
+ * when that is not so now. */
 int replica_restart_wal(struct replica *r);
 
 /* Owner: is the wal-index still what this replica published? FLO_MISMATCH: a
- * foreign program wrote; the state is SUSPECT from then on. Cheap. */
+ * foreign program wrote; all pages were hashed again (long), and the state is
+ * SUSPECT from then on. FLO_BUSY: the fence is away. Otherwise cheap. */
 int replica_check_foreign(struct replica *r);
 
 #endif

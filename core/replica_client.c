@@ -368,7 +368,7 @@ static int apply_by_hand(struct replica *r, const struct txn_builder *b)
     int rc;
 
     r->impl->col.valid = false;
-    rc = replica_clean_index(r);
+    rc = replica_drop_tail(r);
     if (rc == FLO_OK) {
         rc = replica_publish(r, &committed);
     }
@@ -403,8 +403,10 @@ int replica_settle(struct replica *r, const struct txn_builder *b)
 
 /* ---- The first transaction -------------------------------------------------------------- */
 
-/* SQLite makes the page, in memory; WAL mode is two bytes of it. The table
- * makes it write the encoding down, which an empty database leaves open. */
+/* SQLite makes the page, in memory; WAL mode is two bytes of it. Writing a
+ * user_version of 0 makes it, and nothing else: schema cookie and format stay 0
+ * as in any new database, and so does the encoding, which SQLite writes down
+ * with the first table, as the connection that makes it wants. */
 static int make_page_1(uint32_t page_size, int auto_vacuum, int encoding,
                        uint8_t *image)
 {
@@ -418,7 +420,7 @@ static int make_page_1(uint32_t page_size, int auto_vacuum, int encoding,
 
     snprintf(sql, sizeof sql,
              "PRAGMA page_size=%u; PRAGMA auto_vacuum=%d; "
-             "PRAGMA encoding='%s'; CREATE TABLE t(x); DROP TABLE t; VACUUM",
+             "PRAGMA encoding='%s'; PRAGMA user_version=0",
              page_size, auto_vacuum, names[encoding - 1]);
     if (rc == SQLITE_OK) {
         rc = sqlite3_exec(db, sql, NULL, NULL, NULL);

@@ -478,16 +478,37 @@ int replica_publish(struct replica *r, struct wal_index_hdr *hdr)
     return FLO_OK;
 }
 
-int replica_clean_index(struct replica *r)
+/* Make the first frame after the committed ones invalid: what follows may be a
+ * transaction with its commit mark that was never published, and no recovery
+ * is to find it later. */
+static int break_tail(struct replica *r)
+{
+    static const uint8_t none[WAL_FRAME_HEADER];
+    struct replica_impl *im = r->impl;
+    sqlite3_int64 at = wal_frame_offset(im->hdr.mx_frame + 1, r->page_size);
+    uint8_t raw[WAL_FRAME_HEADER];
+    int rc = im->walf->pMethods->xRead(im->walf, raw, sizeof raw, at);
+
+    if (rc == SQLITE_IOERR_SHORT_READ ||
+        (rc == SQLITE_OK && memcmp(raw, none, sizeof none) == 0)) {
+        return FLO_OK;
+    }
+    if (rc == SQLITE_OK) {
+        rc = im->walf->pMethods->xWrite(im->walf, none, sizeof none, at);
+    }
+    return sqlite_error(rc, im->walf);
+}
+
+int replica_drop_tail(struct replica *r)
 {
     struct replica_impl *im = r->impl;
     uint32_t mx_frame = im->hdr.mx_frame;
     wal_region *p;
-    int rc;
+    int rc = r->page_size != 0 ? break_tail(r) : FLO_OK;
 
     /* Later regions are wiped when their first frame is entered. */
-    if (mx_frame == 0) {
-        return FLO_OK;
+    if (rc != FLO_OK || mx_frame == 0) {
+        return rc;
     }
     rc = shm_region(im->dbf, wal_region_of(mx_frame), true, &p);
     if (rc == FLO_OK) {

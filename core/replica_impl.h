@@ -179,8 +179,8 @@ int replica_hash_all(struct replica *r, uint64_t *checksum);
 /* Publish hdr, which is sealed here, and make it the committed one. */
 int replica_publish(struct replica *r, struct wal_index_hdr *hdr);
 
-/* Drop wal-index entries beyond the committed frames. */
-int replica_clean_index(struct replica *r);
+/* Forget what is in the WAL and in the wal-index beyond the committed frames. */
+int replica_drop_tail(struct replica *r);
 
 /* On a 0-byte file: let SQLite make an empty database, and attach. */
 int replica_make_base(struct replica *r, uint32_t page_size);

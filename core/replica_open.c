@@ -361,7 +361,7 @@ static int open_database(struct replica *r, uint64_t deadline_ms)
         r->state = REPLICA_BROKEN;
         return FLO_OK;
     }
-    return rc == FLO_OK && r->impl->db != NULL ? replica_clean_index(r) : rc;
+    return rc == FLO_OK && r->impl->db != NULL ? replica_drop_tail(r) : rc;
 }
 
 int replica_open(struct replica *r, const char *dir, const char *name,

@@ -37,15 +37,12 @@ extern unsigned http_deadline_ms;
 
 struct http;
 
-/* Bind address (host:port; port 0: any) and serve. The loop and n must live
+/* Bind address (host:port) and serve. The loop and n must live
  * until http_stop's callback. FLO_INVALID: not an address; FLO_IO: could not
  * bind, errmsg names address and reason; FLO_NOMEM. On an error nothing is
  * left behind and *h is untouched. */
 int http_start(struct http **h, uv_loop_t *loop, struct node *n,
                const char *address, char *errmsg, size_t errmsg_n);
-
-/* The port it listens on. */
-unsigned http_port(const struct http *h);
 
 /* Close all connections at once; cb (may be NULL) on the loop, when h is gone.
  * Not from inside node_status_get or node_force_resync. */

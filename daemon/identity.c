@@ -17,6 +17,7 @@
 #include "daemon/node.h"
 
 #define PATH_BYTES 600
+#define LOCK_WAIT_MS 2000
 
 static void path_of(const struct node *n, const char *file, char *out)
 {
@@ -73,6 +74,19 @@ static int read_file(const struct node *n, const char *file, char *out,
     return FLO_OK;
 }
 
+/* A predecessor that was killed keeps its lock until the kernel has finished
+ * its last disk writes, so wait a little. */
+static bool lock_within(int fd, unsigned ms)
+{
+    for (unsigned waited = 0; flock(fd, LOCK_EX | LOCK_NB) != 0; waited += 10) {
+        if (waited >= ms) {
+            return false;
+        }
+        usleep(10000);
+    }
+    return true;
+}
+
 static int lock_directory(struct node *n)
 {
     char path[PATH_BYTES];
@@ -85,7 +99,7 @@ static int lock_directory(struct node *n)
     if (n->lock_fd < 0) {
         return fail(n, path, strerror(errno));
     }
-    if (flock(n->lock_fd, LOCK_EX | LOCK_NB) != 0) {
+    if (!lock_within(n->lock_fd, LOCK_WAIT_MS)) {
         return fail(n, n->settings.dir,
                     "another flotillad uses this directory; choose another "
                     "--dir or stop that one");

@@ -258,31 +258,45 @@ static void transferred(struct raft_transfer *req)
     n->transferring = false;
 }
 
+static bool somebody_connected(const struct node *n)
+{
+    for (unsigned i = 0; i < n->peers.n; i++) {
+        if (n->peers.list[i].link != NULL) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Ask raft once to hand leadership over. True while that may still happen. */
+static bool handing_over(struct node *n, uint64_t now)
+{
+    if (n->transfer_deadline == 0) {
+        n->transfer_deadline = now + TRANSFER_MS;
+        n->transfer.data = n;
+        if (raft_state(&n->raft) == RAFT_LEADER && somebody_connected(n) &&
+            !n->transferring &&
+            raft_transfer(&n->raft, &n->transfer, 0, transferred) == 0) {
+            log_info("leadership_transfer", "reason=stopping");
+            n->transferring = true;
+        }
+    }
+    /* Without a majority nobody takes over, and raft waits for ever. */
+    return n->transferring && somebody_connected(n) &&
+           now < n->transfer_deadline;
+}
+
 /* One step of leaving, at each tick. */
 static void leave(struct node *n)
 {
     uint64_t now = uv_now(n->loop);
 
-    if (n->closing) {
+    if (n->closing || (writing(n) && now < n->stop_deadline)) {
         return;
     }
-    if (writing(n) && now < n->stop_deadline) {
-        return;
+    if (!handing_over(n, now)) {
+        close_all(n);
     }
-    if (raft_state(&n->raft) == RAFT_LEADER && n->settings.n_members > 1 &&
-        now < n->stop_deadline + TRANSFER_MS) {
-        n->transfer.data = n;
-        if (!n->transferring &&
-            raft_transfer(&n->raft, &n->transfer, 0, transferred) == 0) {
-            log_info("leadership_transfer", "reason=stopping");
-            n->transferring = true;
-        }
-        return;
-    }
-    if (n->transferring) {
-        return; /* its callback is still to come */
-    }
-    close_all(n);
 }
 
 /* One step of closing, at each tick. */

@@ -82,6 +82,7 @@ struct node
     uint64_t stop_deadline;
     struct raft_transfer transfer;
     bool transferring;
+    uint64_t transfer_deadline; /* uv_now(); 0: leadership not handed over yet */
     bool closing;
     bool raft_closed;
     bool finished;

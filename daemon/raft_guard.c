@@ -61,6 +61,7 @@ struct peer
     bool dropping;          /* logged that it is over its bound */
     uint64_t contact_ns;    /* last message from it */
     raft_index told_commit; /* the highest it was sent */
+    bool installing;        /* was sent a snapshot and has not accepted since */
 };
 
 struct append
@@ -120,6 +121,7 @@ struct raft_guard_impl
     raft_term get_term;
     bool get_dropped;
     raft_index announced;
+    bool announcing;
     bool closing;
     struct raft_tracer tracer;
     atomic_bool truncating;
@@ -379,6 +381,7 @@ static int forward(struct raft_guard *g, struct peer *peer,
     send->bytes = message_bytes(message);
     if (peer != NULL) {
         peer->bytes += send->bytes;
+        peer->installing |= message->type == RAFT_INSTALL_SNAPSHOT;
         note_told(peer, message);
     }
     rv = g->inner.send(g->io, &send->req, message, on_sent);
@@ -411,6 +414,22 @@ static bool correct_install(const struct raft_guard *g, struct raft_message *m)
     return false;
 }
 
+/* A follower that has not got its snapshot yet rejects heartbeats, and raft
+ * sends the snapshot again for each of them: so it is spared announcements. */
+static bool is_wanted(const struct raft_guard *g, struct peer *peer,
+                      const struct raft_message *message)
+{
+    if (peer == NULL) {
+        return true;
+    }
+    if (g->impl->announcing && peer->installing &&
+        message->type == RAFT_APPEND_ENTRIES &&
+        message->append_entries.n_entries == 0) {
+        return false;
+    }
+    return has_room(peer);
+}
+
 static int guard_send(struct raft_io *io, struct raft_io_send *req,
                       const struct raft_message *message, raft_io_send_cb cb)
 {
@@ -424,7 +443,7 @@ static int guard_send(struct raft_io *io, struct raft_io_send *req,
     }
     if ((message->type == RAFT_INSTALL_SNAPSHOT &&
          !correct_install(g, &corrected)) ||
-        (peer != NULL && !has_room(peer))) {
+        !is_wanted(g, peer, message)) {
         cb(req, RAFT_NOCONNECTION);
         return 0;
     }
@@ -563,15 +582,19 @@ bool raft_guard_taking_snapshot(const struct raft_guard *g)
 
 /* --- G1, G8: recv, tick, and what runs before the loop sleeps ---------------- */
 
+static void free_install(struct raft_message *message)
+{
+    raft_configuration_close(&message->install_snapshot.conf);
+    raft_free(message->install_snapshot.data.base);
+}
+
 static void free_held(struct raft_guard_impl *impl)
 {
-    if (!impl->has_held) {
-        return;
+    if (impl->has_held) {
+        impl->has_held = false;
+        free_install(&impl->held);
+        free(impl->held_address);
     }
-    impl->has_held = false;
-    raft_configuration_close(&impl->held.install_snapshot.conf);
-    raft_free(impl->held.install_snapshot.data.base);
-    free(impl->held_address);
 }
 
 /* The newest wins: the leader sends again what we do not acknowledge. The
@@ -594,18 +617,35 @@ static void deliver(struct raft_guard *g, struct raft_message *message)
     notify(g);
 }
 
+static void note_contact(struct raft_guard *g,
+                         const struct raft_message *message)
+{
+    struct peer *peer = get_peer(g, message->server_id);
+
+    if (peer == NULL) {
+        return;
+    }
+    peer->contact_ns = uv_hrtime();
+    if (message->type == RAFT_APPEND_ENTRIES_RESULT &&
+        message->append_entries_result.rejected == 0) {
+        peer->installing = false;
+    }
+}
+
 static void on_recv(struct raft_io *io, struct raft_message *message)
 {
     struct raft_guard *g = guard_of(io);
-    struct peer *peer = get_peer(g, message->server_id);
 
-    if (peer != NULL) {
-        peer->contact_ns = uv_hrtime();
-    }
-    if (message->type == RAFT_INSTALL_SNAPSHOT && !closing(g) &&
-        raft_guard_taking_snapshot(g)) {
-        hold(g->impl, message);
-        return;
+    note_contact(g, message);
+    if (message->type == RAFT_INSTALL_SNAPSHOT && !closing(g)) {
+        if (raft_guard_taking_snapshot(g)) {
+            hold(g->impl, message);
+            return;
+        }
+        if (g->raft->snapshot.installing) {
+            free_install(message); /* raft would ignore it, and leak it */
+            return;
+        }
     }
     deliver(g, message);
 }
@@ -648,7 +688,9 @@ static void announce(struct raft_guard *g)
     raft_time window = r->election_timeout / 4 * 3;
 
     r->election_timer_start = now > window ? now - window : 0;
+    g->impl->announcing = true;
     heartbeat(g);
+    g->impl->announcing = false;
     if (raft_state(r) == RAFT_LEADER) {
         r->election_timer_start = mark;
     }
@@ -669,7 +711,8 @@ static bool somebody_was_not_told(const struct raft_guard *g, raft_index commit)
         const struct peer *peer = find_peer(g, server->id);
 
         if (server->id != r->id && server->role != RAFT_SPARE && peer != NULL &&
-            peer->told_commit < commit && now - peer->contact_ns < silent_ns) {
+            !peer->installing && peer->told_commit < commit &&
+            now - peer->contact_ns < silent_ns) {
             return true;
         }
     }

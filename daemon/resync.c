@@ -100,24 +100,34 @@ static bool same_pair(const struct resync_record *a,
            strcmp(a->db, b->db) == 0;
 }
 
+/* One that is tried again each second must not push all others out: its last
+ * failure makes room for the new attempt. */
+static void make_room(struct resync_stats *st, const struct resync_record *rec)
+{
+    unsigned i = 0;
+
+    while (i < st->n_last &&
+           (st->last[i].finished_ms == 0 || st->last[i].rc == FLO_OK ||
+            st->last[i].target != rec->target ||
+            strcmp(st->last[i].db, rec->db) != 0)) {
+        i++;
+    }
+    if (i == st->n_last && st->n_last < STATUS_RESYNCS_MAX) {
+        st->n_last++;
+    } else if (i == st->n_last) {
+        i--; /* the oldest */
+    }
+    memmove(&st->last[1], &st->last[0], i * sizeof st->last[0]);
+}
+
 void resync_record_start(struct node *n, struct resync_record *rec)
 {
-    struct resync_stats *st = &n->resync_stats;
-    bool again = st->n_last > 0 && st->last[0].rc != FLO_OK &&
-                 st->last[0].finished_ms != 0 && same_pair(&st->last[0], rec);
-
-    /* One that is tried again each second must not push all others out. */
-    if (!again) {
-        unsigned keep = st->n_last < STATUS_RESYNCS_MAX ? st->n_last
-                                                        : STATUS_RESYNCS_MAX - 1;
-        memmove(&st->last[1], &st->last[0], keep * sizeof st->last[0]);
-        st->n_last = keep + 1;
-    }
     rec->started_ms = node_wall_ms();
     rec->finished_ms = 0;
     rec->rc = FLO_OK;
-    st->last[0] = *rec;
-    st->started++;
+    make_room(&n->resync_stats, rec);
+    n->resync_stats.last[0] = *rec;
+    n->resync_stats.started++;
 }
 
 void resync_record_update(struct node *n, const struct resync_record *rec)

@@ -32,10 +32,11 @@
 #include "daemon/resync_internal.h"
 
 #define IMAGE_HEADER 8 /* of one page in PAGES */
+#define OPEN_RETRY_MS 10000
 
 enum source_state {
     SOURCE_HASHES,  /* collecting the target's */
-    SOURCE_OPENING, /* the view */
+    SOURCE_OPENING, /* the view; again at each tick while that is busy */
     SOURCE_SENDING,
     SOURCE_ENDING
 };
@@ -200,17 +201,28 @@ static void open_done(struct job *job)
     struct source *s = source_of(job);
 
     s->busy = false;
-    s->progress_at = now(s);
     if (s->job_rc != FLO_OK) {
         s->db->n_views--;
-        end(s, s->job_rc, "the source's replica is not good");
+        if (s->job_rc == FLO_BUSY && s->state == SOURCE_OPENING &&
+            now(s) - s->progress_at < OPEN_RETRY_MS) {
+            return; /* a commit is being settled: source_tick tries again */
+        }
+        end(s, s->job_rc, "the source's replica cannot be read now");
         return;
     }
+    s->progress_at = now(s);
     s->view_open = true;
     if (s->state == SOURCE_OPENING) {
         s->state = SOURCE_SENDING;
     }
     step(s);
+}
+
+static void open_post(struct source *s)
+{
+    s->state = SOURCE_OPENING;
+    s->db->n_views++;
+    post(s, &s->db->worker, open_run, open_done);
 }
 
 static void close_run(struct job *job)
@@ -351,13 +363,11 @@ static void step(struct source *s)
     switch (s->state) {
         case SOURCE_HASHES:
             if (s->n_got == s->n_hashes) {
-                s->state = SOURCE_OPENING;
-                s->db->n_views++;
-                post(s, &s->db->worker, open_run, open_done);
+                open_post(s);
             }
             break;
         case SOURCE_OPENING:
-            break;
+            break; /* source_tick */
         case SOURCE_SENDING:
             step_sending(s);
             break;
@@ -551,6 +561,8 @@ void source_tick(struct node *n)
             end(s, FLO_DESYNCED, "the source's replica is not good any more");
         } else if (!s->busy && now(s) - s->progress_at >= RESYNC_STALL_MS) {
             end(s, FLO_TIMEOUT, "the target did not move");
+        } else if (!s->busy && s->state == SOURCE_OPENING) {
+            open_post(s);
         }
     }
 }

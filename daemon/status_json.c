@@ -15,7 +15,7 @@
 
 #include "core/error.h"
 
-/* ---- Values ----------------------------------------------------------------- */
+/* ---- Values -------------------------------------------------------------- */
 
 /* A string. What is not UTF-8 (a message cut in the middle of a character, a
  * path in another encoding) is shown with '?' rather than not at all. */
@@ -98,7 +98,7 @@ static void set(json_t **object, const char *key, json_t *value)
     }
 }
 
-/* ---- Parts ------------------------------------------------------------------- */
+/* ---- Parts --------------------------------------------------------------- */
 
 static json_t *database_json(const struct db_status *d)
 {
@@ -233,7 +233,7 @@ static json_t *counters_json(const struct node_counters *c)
         c->commit_seconds_sum);
 }
 
-/* ---- Documents ------------------------------------------------------------------ */
+/* ---- Documents ----------------------------------------------------------- */
 
 json_t *status_leader_json(const struct node_status *s)
 {
@@ -369,7 +369,7 @@ json_t *status_error_json(const char *code, const char *message,
                      s != NULL ? status_leader_json(s) : json_null());
 }
 
-/* ---- /livez and /readyz ----------------------------------------------------------- */
+/* ---- /livez and /readyz -------------------------------------------------- */
 
 /* The lines of one answer, and how many of them speak of a failure. */
 struct checks

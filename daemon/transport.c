@@ -38,6 +38,7 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -513,8 +514,10 @@ static void log_refused_incoming(struct conn *conn, const struct hello *h,
         return;
     }
     snprintf(address, sizeof address, "%.*s", ADDRESS_BYTES, h->address);
-    log_warn("peer_refused", "peer=%u addr=%s error=%s reason=%s", h->sender,
-             log_quote(address), log_quote(flo_strerror(rc)),
+    log_warn("peer_refused",
+             "peer=%u addr=%s error=%s reason=%s hint=\"compare --members, "
+             "--cluster and --id of both nodes\"",
+             h->sender, log_quote(address), log_quote(flo_strerror(rc)),
              log_quote(reason));
 }
 
@@ -603,7 +606,9 @@ static void drop_connection(struct transport_impl *impl, uv_stream_t *listener)
 static void log_refused_outgoing(struct conn *conn, int rc, const char *reason)
 {
     if (is_news(conn->impl, conn->peer, true, reason)) {
-        log_warn("peer_refused_us", "peer=%u addr=%s error=%s reason=%s",
+        log_warn("peer_refused_us",
+                 "peer=%u addr=%s error=%s reason=%s hint=\"its log says "
+                 "more; compare --members, --cluster and --id of both\"",
                  conn->peer, log_quote(conn->address),
                  log_quote(flo_strerror(rc)), log_quote(reason));
     }
@@ -884,6 +889,7 @@ int transport_init(struct transport *t, uv_loop_t *loop, uint32_t id,
         return FLO_NOMEM;
     }
     memset(t, 0, sizeof *t);
+    signal(SIGPIPE, SIG_IGN); /* libuv writes with write(2) */
     t->loop = loop;
     t->id = id;
     t->cluster = XXH3_64bits(cluster, strlen(cluster));

@@ -59,7 +59,8 @@ struct transport
     struct transport_impl *impl;
 };
 
-/* cluster, address and listen are copied. address must be the one that the
+/* cluster, address and listen are copied. Ignores SIGPIPE from then on. address
+ * must be the one that the
  * raft configuration has for this node: raft answers to it. FLO_NOMEM,
  * FLO_INVALID (an address that is too long). */
 int transport_init(struct transport *t, uv_loop_t *loop, uint32_t id,

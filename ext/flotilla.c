@@ -44,16 +44,21 @@ static int register_all(sqlite3 *db)
     if (rc == SQLITE_DONE) {
         return SQLITE_OK_LOAD_PERMANENTLY; /* the other copy does the work */
     }
-    if (rc == SQLITE_OK) {
-        rc = sqlite3_auto_extension((void (*)(void))connection_opened);
+    if (rc != SQLITE_OK) {
+        return rc;
     }
+    rc = sqlite3_auto_extension((void (*)(void))connection_opened);
     if (rc == SQLITE_OK) {
         rc = functions_register(db);
     }
     if (rc == SQLITE_OK) {
         rc = vtabs_register(db);
     }
-    return rc == SQLITE_OK ? SQLITE_OK_LOAD_PERMANENTLY : rc;
+    if (rc == SQLITE_OK) {
+        vfs_warn_opened_before(db);
+    }
+    /* With the VFS registered, an error would unload what is in use. */
+    return SQLITE_OK_LOAD_PERMANENTLY;
 }
 
 EXPORT int sqlite3_flotilla_init(sqlite3 *db, char **error,

@@ -130,6 +130,9 @@ struct wal_file
 int vfs_register(void);
 bool vfs_is_ours(const sqlite3_vfs *v);
 
+/* sqlite3_log a hint when main is a replica that is not opened through us. */
+void vfs_warn_opened_before(sqlite3 *db);
+
 void registry_enter(void);
 void registry_leave(void);
 struct replicated *registry_first(void);

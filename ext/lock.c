@@ -257,9 +257,7 @@ static int receive_patiently(struct replicated *r, uint64_t request,
         if (rc != FLO_TIMEOUT || until == deadline) {
             return rc;
         }
-        sqlite3_mutex_leave(r->mutex);
         *interrupted = lock_busy_timeout(r) < 0;
-        sqlite3_mutex_enter(r->mutex);
         if (*interrupted) {
             return FLO_TIMEOUT;
         }
@@ -323,12 +321,17 @@ static int request_lock(struct replicated *r, int64_t deadline,
 static int wait_for_grant(struct replicated *r, int64_t deadline,
                           struct wire_msg *answer, bool *interrupted)
 {
+    bool connected = r->client.fd >= 0;
     int pause = RETRY_FIRST_MS;
 
     for (;;) {
         int rc = request_lock(r, deadline, answer, interrupted);
         int64_t left = deadline - client_now();
 
+        if (rc == FLO_IO && connected && !*interrupted) {
+            connected = false; /* it died while idle: that is no failure yet */
+            continue;
+        }
         if (rc == FLO_OK || !transient(rc) || left <= 0 || *interrupted) {
             return rc;
         }
@@ -437,19 +440,19 @@ static bool snapshot_is_stale(const struct replicated *r)
  * must be free then: a client of a daemon that died may be publishing. */
 static int lock_local(struct replicated *r)
 {
-    int rc = fence_ready(r);
+    const sqlite3_io_methods *m = r->real->pMethods;
+    int rc = m->xShmLock(r->real, 0, 1,
+                         SQLITE_SHM_LOCK | SQLITE_SHM_EXCLUSIVE);
 
-    if (rc == FLO_OK && fence_try_lock(&r->fence) == FLO_BUSY) {
+    if (rc != SQLITE_OK) {
+        return rc;
+    }
+    if (fence_ready(r) == FLO_OK && fence_try_lock(&r->fence) == FLO_BUSY) {
+        m->xShmLock(r->real, 0, 1, SQLITE_SHM_UNLOCK | SQLITE_SHM_EXCLUSIVE);
         return SQLITE_BUSY;
     }
-    rc = r->real->pMethods->xShmLock(r->real, 0, 1,
-                                     SQLITE_SHM_LOCK | SQLITE_SHM_EXCLUSIVE);
-    if (rc == SQLITE_OK) {
-        r->write = WRITE_LOCAL;
-    } else {
-        fence_drop(r);
-    }
-    return rc;
+    r->write = WRITE_LOCAL;
+    return SQLITE_OK;
 }
 
 static void send_release(struct replicated *r, uint64_t grant, uint32_t linger)
@@ -480,8 +483,10 @@ static int lock_cluster(struct replicated *r, int64_t deadline)
         if (rc != FLO_OK) {
             send_release(r, answer.grant.grant, 0);
         }
-    } else if (r->client.fd < 0) {
-        replicated_error(r, 0, "%s", r->client.error);
+    } else if (r->client.fd < 0 || !transient(rc)) {
+        replicated_error(r, transient(rc) ? 0 : SQLITE_BUSY,
+                         "no write lock: %s: %s", flo_strerror(rc),
+                         r->client.error);
     }
     if (rc == FLO_OK) {
         r->write = WRITE_CLUSTER;
@@ -661,40 +666,56 @@ static uint32_t first_page_size(struct replicated *r)
     return (uint32_t)n;
 }
 
+/* INIT until it is done, the deadline, or an error that will not pass. */
+static int request_first_page(struct replicated *r, struct wire_msg *m,
+                              int64_t deadline)
+{
+    struct wire_msg answer;
+    int rc;
+
+    for (;;) {
+        int64_t left = deadline - client_now();
+
+        m->init.timeout_ms = left > 0 ? (uint32_t)left : 0;
+        rc = client_call(&r->client, m, &answer, deadline + ANSWER_SLACK_MS);
+        if (rc == FLO_OK) {
+            rc = answer.type == MSG_RESULT ? (int)answer.result.code
+                                           : FLO_PROTOCOL;
+        }
+        if (rc == FLO_OK || rc == FLO_EXISTS) {
+            return FLO_OK;
+        }
+        replicated_error(r, 0, "the first page was not made: %s",
+                         flo_strerror(rc));
+        if (!transient(rc) || client_now() + RETRY_MAX_MS >= deadline) {
+            return rc;
+        }
+        client_sleep(RETRY_MAX_MS);
+    }
+}
+
 /* Make page 1 everywhere. SQLITE_OK: it is there now, in this file too. */
 static int make_first_page(struct replicated *r)
 {
-    struct wire_msg m = {.type = MSG_INIT}, answer;
-    int64_t deadline = 0, now;
+    struct wire_msg m = {.type = MSG_INIT};
+    int64_t deadline = 0;
     int rc = episode_enter(r, &deadline);
 
     if (rc != SQLITE_OK) {
         return episode_leave(r, rc);
     }
-    now = client_now();
     snprintf(m.init.db, sizeof m.init.db, "%s", r->db);
     m.init.page_size = first_page_size(r);
     m.init.auto_vacuum = (uint8_t)r->first_auto_vacuum;
     m.init.encoding = (uint8_t)(r->pdb != NULL && *r->pdb != NULL
-                                ? encoding_of(*r->pdb) : 1);
-    m.init.timeout_ms = deadline > now ? (uint32_t)(deadline - now) : 0;
+                                ? encoding_of(*r->pdb) : SQLITE_UTF8);
     sqlite3_mutex_enter(r->mutex);
-    do {
-        rc = client_call(&r->client, &m, &answer, deadline + ANSWER_SLACK_MS);
-        if (rc == FLO_OK) {
-            rc = answer.type == MSG_RESULT ? (int)answer.result.code
-                                           : FLO_PROTOCOL;
-        }
-        if (rc != FLO_OK && rc != FLO_EXISTS) {
-            replicated_error(r, 0, "the first page was not made: %s",
-                             flo_strerror(rc));
-            client_sleep(client_now() < deadline ? RETRY_FIRST_MS : 0);
-        }
-    } while (transient(rc) && client_now() < deadline);
+    rc = request_first_page(r, &m, deadline);
     sqlite3_mutex_leave(r->mutex);
-    if (rc == FLO_OK || rc == FLO_EXISTS) {
+    if (rc == FLO_OK) {
         return SQLITE_OK;
     }
+    /* Asking again is safe even when the outcome is unknown. */
     return episode_leave(r, rc == FLO_UNKNOWN ? SQLITE_BUSY
                                               : lock_sqlite_code(rc));
 }

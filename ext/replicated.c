@@ -290,8 +290,10 @@ static int pragma(struct replicated *r, char **args)
     const char *name = args[1], *value = args[2];
 
     if (sqlite3_stricmp(name, "journal_mode") == 0) {
+        /* An empty database says "delete" and becomes a WAL database with its
+         * first write, of which setting the mode is one, as in SQLite. */
         return value == NULL || sqlite3_stricmp(value, "wal") == 0
-                   ? answer(args, "wal")
+                   ? SQLITE_NOTFOUND
                    : refuse(args, "journal_mode is always WAL on a replicated "
                                   "database");
     }

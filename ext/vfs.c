@@ -177,6 +177,17 @@ static bool database_name(const char *base, char name[DB_NAME_MAX + 1])
     return db_name_valid(name);
 }
 
+void vfs_warn_opened_before(sqlite3 *db)
+{
+    const char *path = sqlite3_db_filename(db, "main"), *base = NULL;
+
+    if (!replicated_is_main(db) && in_node_directory(path, &base)) {
+        sqlite3_log(SQLITE_WARNING, "flotilla: %s was opened before the "
+                    "extension was loaded and can only be read so: open it "
+                    "again", path);
+    }
+}
+
 /* ---- Opening ------------------------------------------------------------------------ */
 
 static void replicated_free(struct replicated *r)

@@ -28,7 +28,7 @@
 #include "daemon/http.h"
 #include "daemon/status_json.h"
 
-/* ---- Fixture --------------------------------------------------------------------- */
+/* ---- Fixture ------------------------------------------------------------- */
 
 struct fixture
 {
@@ -182,22 +182,48 @@ static void *loop_thread(void *arg)
     return NULL;
 }
 
+/* A port that was free just now. */
+static unsigned free_port(void)
+{
+    struct sockaddr_in a = {.sin_family = AF_INET,
+                            .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t n = sizeof a;
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    assert_true(fd >= 0);
+    assert_int_equal(bind(fd, (struct sockaddr *)&a, n), 0);
+    assert_int_equal(getsockname(fd, (struct sockaddr *)&a, &n), 0);
+    close(fd);
+    return ntohs(a.sin_port);
+}
+
+/* On a port that nobody takes between free_port and the call. */
+static void start_server(struct fixture *f)
+{
+    char address[32], errmsg[256] = "";
+    int rc = FLO_IO;
+
+    for (unsigned i = 0; i < 5 && rc == FLO_IO; i++) {
+        f->port = free_port();
+        snprintf(address, sizeof address, "127.0.0.1:%u", f->port);
+        rc = http_start(&f->http, &f->loop, NULL, address, errmsg,
+                        sizeof errmsg);
+    }
+    if (rc != FLO_OK) {
+        fail_msg("%s", errmsg);
+    }
+}
+
 static int setup(void **state)
 {
     struct fixture *f = calloc(1, sizeof *f);
-    char errmsg[256] = "";
 
     assert_non_null(f);
     fake_healthy();
     assert_int_equal(uv_loop_init(&f->loop), 0);
     assert_int_equal(uv_async_init(&f->loop, &f->stop, on_stop), 0);
     f->stop.data = f;
-    if (http_start(&f->http, &f->loop, NULL, "127.0.0.1:0", errmsg,
-                   sizeof errmsg) != FLO_OK) {
-        fail_msg("%s", errmsg);
-    }
-    f->port = http_port(f->http);
-    assert_int_not_equal(f->port, 0);
+    start_server(f);
     assert_int_equal(pthread_create(&f->thread, NULL, loop_thread, &f->loop),
                      0);
     *state = f;
@@ -225,7 +251,7 @@ static int teardown(void **state)
     return 0;
 }
 
-/* ---- Helpers ------------------------------------------------------------------------ */
+/* ---- Helpers ------------------------------------------------------------- */
 
 struct answer
 {
@@ -403,7 +429,7 @@ static const char *raw_read_all(int fd, int timeout_ms)
     return text;
 }
 
-/* ---- Documents ---------------------------------------------------------------------- */
+/* ---- Documents ----------------------------------------------------------- */
 
 /* A healthy leader says so, with everything the design lists. */
 static void test_health_leader(void **state)
@@ -683,7 +709,7 @@ static void test_metrics_are_grouped(void **state)
     assert_true(n > 40);
 }
 
-/* ---- force-resync ------------------------------------------------------------------- */
+/* ---- force-resync -------------------------------------------------------- */
 
 /* Accepted: 202, the target resolved, the order passed on decoded. */
 static void test_resync_started(void **state)
@@ -765,7 +791,7 @@ static void test_resync_bad_requests(void **state)
     assert_string_equal(resync_target, "");
 }
 
-/* ---- The protocol's edges ----------------------------------------------------------- */
+/* ---- The protocol's edges ------------------------------------------------ */
 
 /* Unknown paths are 404; known ones with another method 405 with Allow; HEAD
  * is GET without the body. */
@@ -897,7 +923,7 @@ static void test_keep_alive(void **state)
     close(fd);
 }
 
-/* ---- Start and stop ------------------------------------------------------------------ */
+/* ---- Start and stop ------------------------------------------------------ */
 
 /* A taken port: FLO_IO with a line that names address and flag, and nothing is
  * left on the loop. A bad address: FLO_INVALID. */
