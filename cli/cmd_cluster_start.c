@@ -33,8 +33,8 @@ static const char usage[] =
     "                              [--timeout S]\n"
     "\n"
     "Start N nodes on this machine, each a flotillad process with its own\n"
-    "directory D/node1 … D/nodeN, and wait until all are ready. In a directory\n"
-    "that has a cluster already, start those of its nodes that do not run.\n"
+    "directory D/node1 … D/nodeN, and wait until all are ready. In a\n"
+    "directory that has a cluster, start those of its nodes that do not run.\n"
     "\n"
     "  --nodes N      how many, 1 to 9 (default 3)\n"
     "  --base-port P  node I uses P+10·(I-1), and one port above for HTTP\n"
@@ -42,7 +42,7 @@ static const char usage[] =
     "  --dir D        where (default ./run)\n"
     "  --timeout S    wait so many seconds until all are ready (default 30)\n"
     "\n"
-    "FLOTILLAD in the environment says which flotillad to run. Other FLOTILLA_*\n"
+    "FLOTILLAD in the environment says which flotillad to run. FLOTILLA_*\n"
     "variables are settings of the nodes; see flotillad(8).\n";
 
 /* ---- What is asked for --------------------------------------------------- */

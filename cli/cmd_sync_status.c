@@ -15,8 +15,8 @@ static const char usage[] =
     "  --nodes LIST     HTTP addresses of some of its nodes\n"
     "  -o, --output F   table (default) or json\n"
     "\n"
-    "Exit code 0 if all followers are healthy, 1 if not or there is no leader,\n"
-    "3 if no node answers.\n";
+    "Exit code 0 if all followers are healthy, 1 if not or there is no\n"
+    "leader, 3 if no node answers.\n";
 
 /* "app 42, other 7 desynced" */
 static char *positions_text(json_t *databases)

@@ -24,7 +24,7 @@ char *find_extension(void);
 pid_t node_process(const struct layout *l, unsigned i, const char *flotillad);
 
 /* Start node i in the background: its own session, stdin from /dev/null, output
- * appended to its log. Writes the pid file. Its pid, or -1 after a complaint. */
+ * appended to its log. Writes the pid file. Its pid; -1 after a complaint. */
 pid_t node_spawn(const struct layout *l, unsigned i, const char *flotillad);
 
 void node_forget(const struct layout *l, unsigned i); /* remove the pid file */

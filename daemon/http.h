@@ -25,9 +25,9 @@
 
 #include "daemon/status.h"
 
-#define HTTP_CONNECTIONS_MAX 64          /* further ones wait to be accepted */
-#define HTTP_BODY_MAX (64u << 10)        /* of a request; 413 over it */
-#define HTTP_CONNECTION_MEMORY (32u << 10) /* headers and buffers; 431 over it */
+#define HTTP_CONNECTIONS_MAX 64 /* further ones wait to be accepted */
+#define HTTP_BODY_MAX (64u << 10) /* of a request; 413 over it */
+#define HTTP_CONNECTION_MEMORY (32u << 10) /* headers, buffers; 431 over it */
 #define HTTP_TARGET_MAX ADDRESS_MAX
 
 /* A connection is closed when so much time has passed since it was opened, or

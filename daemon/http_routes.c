@@ -240,35 +240,35 @@ static json_t *target_json(const struct node_status *s, const char *target)
     return json_null();
 }
 
+static const struct refusal
+{
+    int rc;
+    unsigned http;
+    const char *code;
+} refusals[] = {
+    {FLO_NOTLEADER, MHD_HTTP_CONFLICT, "not_leader"},
+    {FLO_INVALID, MHD_HTTP_CONFLICT, "is_leader"},
+    {FLO_BUSY, MHD_HTTP_CONFLICT, "resync_running"},
+    {FLO_NOTFOUND, MHD_HTTP_NOT_FOUND, "not_found"},
+    {FLO_NOLEADER, MHD_HTTP_SERVICE_UNAVAILABLE, "not_connected"},
+    {FLO_SHUTDOWN, MHD_HTTP_SERVICE_UNAVAILABLE, "shutting_down"},
+    {-1, MHD_HTTP_INTERNAL_SERVER_ERROR, "internal"},
+};
+
 static enum MHD_Result resync_refused(const struct exchange *x, int rc,
                                       const char *why)
 {
-    const char *text = why[0] != '\0' ? why : flo_strerror(rc);
+    const struct refusal *r = refusals;
 
-    switch (rc) {
-    case FLO_NOTLEADER:
-        if (x->s->leader_id == 0) {
-            return http_reply_error(x->c, MHD_HTTP_SERVICE_UNAVAILABLE,
-                               "no_leader", no_leader_text, x->s);
-        }
-        return http_reply_error(x->c, MHD_HTTP_CONFLICT, "not_leader", text, x->s);
-    case FLO_NOTFOUND:
-        return http_reply_error(x->c, MHD_HTTP_NOT_FOUND, "not_found", text, x->s);
-    case FLO_INVALID:
-        return http_reply_error(x->c, MHD_HTTP_CONFLICT, "is_leader", text, x->s);
-    case FLO_BUSY:
-        return http_reply_error(x->c, MHD_HTTP_CONFLICT, "resync_running", text,
-                           x->s);
-    case FLO_NOLEADER:
+    if (rc == FLO_NOTLEADER && x->s->leader_id == 0) {
         return http_reply_error(x->c, MHD_HTTP_SERVICE_UNAVAILABLE,
-                           "not_connected", text, x->s);
-    case FLO_SHUTDOWN:
-        return http_reply_error(x->c, MHD_HTTP_SERVICE_UNAVAILABLE,
-                           "shutting_down", text, x->s);
-    default:
-        return http_reply_error(x->c, MHD_HTTP_INTERNAL_SERVER_ERROR, "internal",
-                           text, x->s);
+                                "no_leader", no_leader_text, x->s);
     }
+    while (r->rc != rc && r->rc != -1) {
+        r++;
+    }
+    return http_reply_error(x->c, r->http, r->code,
+                            why[0] != '\0' ? why : flo_strerror(rc), x->s);
 }
 
 static enum MHD_Result post_force_resync(const struct exchange *x)

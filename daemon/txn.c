@@ -293,7 +293,8 @@ int txn_lock(struct txn *t, struct db *db, unsigned timeout_ms)
     t->db = db;
     t->try_only = timeout_ms == 0;
     t->deadline = now(t) + (t->try_only ? TRY_MS : timeout_ms);
-    t->revoked = t->cancelled = t->released = t->committed = t->stuck = false;
+    t->revoked = t->cancelled = t->released = false;
+    t->committed = t->stuck = t->open = false;
     t->leader_grant = 0;
     t->state = TXN_QUEUED;
     t->wait.data = t;
@@ -360,6 +361,7 @@ static void proposed(struct proposal *p, int rc, uint64_t txid)
         t->state = TXN_PUBLISH;
     } else {
         t->state = TXN_HELD;
+        t->open = rc == FLO_UNKNOWN;
         if (rc == FLO_NOTFOUND || rc == FLO_CORRUPT || rc == FLO_INVALID) {
             rc = FLO_LOST;
         }
@@ -415,9 +417,13 @@ int txn_commit(struct txn *t, uint64_t grant, uint64_t commit_id,
     struct txn_job *j;
     struct db *db = t->db;
 
-    if (t->state != TXN_HELD || t->grant != grant || t->revoked ||
-        commit_id == 0 || t->built) {
+    if (t->state != TXN_HELD || t->grant != grant || t->revoked || t->open ||
+        commit_id == 0) {
         return FLO_LOST;
+    }
+    if (t->built) { /* COMMIT again, after one that was refused as busy */
+        txn_builder_close(&t->builder);
+        t->built = false;
     }
     t->commit_id = commit_id;
     t->committed_at = uv_hrtime();

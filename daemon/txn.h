@@ -63,6 +63,7 @@ struct txn
     bool built;
     struct proposal proposal;
     bool committed;
+    bool open; /* the outcome of COMMIT was reported as unknown */
     uint64_t committed_at; /* uv_hrtime at COMMIT */
 
     struct txn *prev, *next; /* node's list */

@@ -208,6 +208,17 @@ class Client:
 # ---- Nodes --------------------------------------------------------------------
 
 
+def has_ended(pid):
+    """Is everything that the process held released? Its command line goes
+    earlier: a killed daemon keeps ports and locks until its last thread and its
+    last disk write are done."""
+    try:
+        state = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        return state in "ZX" and len(os.listdir(f"/proc/{pid}/task")) <= 1
+    except (FileNotFoundError, ProcessLookupError, IndexError):
+        return True
+
+
 class Node:
     """One flotillad. Knows nothing that a user could not find out."""
 
@@ -241,8 +252,8 @@ class Node:
 
     def alive(self, pid):
         if self.process and self.process.pid == pid:
-            return self.process.poll() is None
-        return self.pid() == pid
+            self.process.poll()
+        return not has_ended(pid)
 
     def start(self, wait=True, env=None, more_flags=()):
         """Start the daemon again with the command line it had."""

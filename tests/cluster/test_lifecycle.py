@@ -345,10 +345,11 @@ class TestRestart(harness.ClusterTest):
         c.sql("CREATE TABLE t(x)")
         for i in range(50):
             c.sql("INSERT INTO t VALUES (?)", i)
-        for pid in [n.pid() for n in self.cluster]:
+        pids = [n.pid() for n in self.cluster]
+        for pid in pids:
             os.kill(pid, signal.SIGKILL)
-        for node in self.cluster:
-            wait_for("the killed node to be gone", lambda n=node: not n.pid())
+        for pid in pids:
+            wait_for("the killed node to be gone", lambda p=pid: harness.has_ended(p))
         for node in self.cluster:
             node.start(wait=False)
         self.cluster.leader(20)

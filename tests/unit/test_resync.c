@@ -1243,11 +1243,16 @@ static void pages_out_of_order(void **state)
     m.pages.n_images = 2;
     m.pages.pages = (struct wire_blob){.data = bytes, .len = sizeof bytes};
     w->in_flight = 1000; /* not counted here */
+    w->lose = MSG_PAGES_ACK;
+    w->fault_from = 2;
+    w->faults_left = 1;
     resync_handle(&w->node[2], newest(2)->source, &m);
     while (w->db[2].state == DB_IS_RESYNCING) {
         step();
     }
     assert_int_equal(newest(2)->rc, FLO_PROTOCOL);
+    assert_int_equal(w->faults_done, 0); /* it was not acknowledged */
+    w->faults_left = 0;
     run_until(settled);
     assert_same(1, 2);
 }
