@@ -21,8 +21,46 @@ static int io_error(void)
                                                                 : FLO_IO;
 }
 
+static int set_lock(int fd, short type)
+{
+    struct flock lock = {
+        .l_type = type, .l_whence = SEEK_SET, .l_start = 0, .l_len = 1};
+    int rv;
+
+    do {
+        rv = fcntl(fd, F_OFD_SETLK, &lock);
+    } while (rv != 0 && errno == EINTR);
+    if (rv == 0) {
+        return FLO_OK;
+    }
+    return errno == EAGAIN || errno == EACCES ? FLO_BUSY : FLO_IO;
+}
+
 /* Two daemons that create the file at the same time write the same bytes. */
-static int check_or_fill(int fd)
+static int fill(int fd)
+{
+    uint8_t raw[FENCE_BYTES] = {0};
+    ssize_t n;
+
+    memcpy(raw, magic, sizeof magic);
+    n = pwrite(fd, raw, sizeof raw, 0);
+    return n == (ssize_t)sizeof raw ? FLO_OK : io_error();
+}
+
+/* What it held is worth nothing once nobody holds the lock. */
+static int refill(int fd)
+{
+    int rc;
+
+    if (set_lock(fd, F_WRLCK) != FLO_OK) {
+        return FLO_CORRUPT;
+    }
+    rc = ftruncate(fd, 0) == 0 ? fill(fd) : io_error();
+    (void)set_lock(fd, F_UNLCK);
+    return rc;
+}
+
+static int check_or_fill(int fd, int create)
 {
     uint8_t raw[FENCE_BYTES] = {0};
     ssize_t n = pread(fd, raw, sizeof raw, 0);
@@ -31,12 +69,10 @@ static int check_or_fill(int fd)
         return FLO_IO;
     }
     if (n == 0) {
-        memcpy(raw, magic, sizeof magic);
-        n = pwrite(fd, raw, sizeof raw, 0);
-        return n == (ssize_t)sizeof raw ? FLO_OK : io_error();
+        return fill(fd);
     }
     if (n != (ssize_t)sizeof raw || memcmp(raw, magic, sizeof magic) != 0) {
-        return FLO_CORRUPT;
+        return create ? refill(fd) : FLO_CORRUPT;
     }
     return FLO_OK;
 }
@@ -54,7 +90,7 @@ int fence_open(struct fence *f, const char *path, int create)
     if (fd < 0) {
         return errno == ENOENT ? FLO_NOTFOUND : io_error();
     }
-    rc = check_or_fill(fd);
+    rc = check_or_fill(fd, create);
     if (rc != FLO_OK) {
         close(fd);
         return rc;
@@ -69,21 +105,6 @@ void fence_close(struct fence *f)
         close(f->fd);
         f->fd = -1;
     }
-}
-
-static int set_lock(int fd, short type)
-{
-    struct flock lock = {
-        .l_type = type, .l_whence = SEEK_SET, .l_start = 0, .l_len = 1};
-    int rv;
-
-    do {
-        rv = fcntl(fd, F_OFD_SETLK, &lock);
-    } while (rv != 0 && errno == EINTR);
-    if (rv == 0) {
-        return FLO_OK;
-    }
-    return errno == EAGAIN || errno == EACCES ? FLO_BUSY : FLO_IO;
 }
 
 int fence_try_lock(struct fence *f)

@@ -30,7 +30,8 @@ struct fence
 };
 
 /* Open, creating it when create is set (mode 0660 & ~umask). The descriptor is
- * close-on-exec. FLO_NOTFOUND, FLO_CORRUPT (not a fence file), FLO_IO. */
+ * close-on-exec. FLO_NOTFOUND, FLO_CORRUPT (not a fence file; with create it
+ * is made one, unless somebody holds its lock), FLO_FULL, FLO_IO. */
 int fence_open(struct fence *f, const char *path, int create);
 void fence_close(struct fence *f);
 

@@ -270,15 +270,18 @@ static void opened(struct db *db)
 {
     refresh(db);
     db->pending_txid = db->applied.txid;
+    if (db->replica.errmsg[0] != '\0') {
+        log_warn("replica_opened", "db=%s text=%s hint=%s", db->name,
+                 log_quote(db->replica.errmsg),
+                 log_quote("it is checked against the log and repaired by "
+                           "resync if need be"));
+    }
     switch (db->replica.state) {
         case REPLICA_PRISTINE:
         case REPLICA_GOOD:
             set_state(db, DB_IS_GOOD);
             break;
         case REPLICA_SUSPECT:
-            log_warn("replica_suspect", "db=%s checksum=%016llx text=%s",
-                     db->name, (unsigned long long)db->applied.checksum,
-                     log_quote(db->replica.errmsg));
             set_state(db, DB_IS_SUSPECT);
             break;
         case REPLICA_BROKEN:

@@ -5,8 +5,11 @@
  * leader sends its manifest because its log no longer reaches back to us. */
 #include "daemon/fsm.h"
 
+#include <dirent.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <xxhash.h>
 
 #include "core/entry.h"
@@ -251,6 +254,31 @@ static void drop_others(struct node *n, struct db *const *kept, unsigned n_kept)
     }
 }
 
+/* libraft does not say which file it read: the newest one. */
+static void die_manifest(const struct node *n, int rc)
+{
+    char path[600], what[300] = "manifest";
+    struct timespec newest = {0};
+    struct dirent *e;
+    DIR *d;
+
+    snprintf(path, sizeof path, "%s/raft", n->settings.dir);
+    d = opendir(path);
+    while (d != NULL && (e = readdir(d)) != NULL) {
+        struct stat st;
+        if (strncmp(e->d_name, "snapshot-", 9) == 0 &&
+            strstr(e->d_name, ".meta") == NULL &&
+            fstatat(dirfd(d), e->d_name, &st, 0) == 0 &&
+            (st.st_mtim.tv_sec > newest.tv_sec ||
+             (st.st_mtim.tv_sec == newest.tv_sec &&
+              st.st_mtim.tv_nsec > newest.tv_nsec))) {
+            newest = st.st_mtim;
+            snprintf(what, sizeof what, "raft/%s", e->d_name);
+        }
+    }
+    die(what, rc);
+}
+
 static int restore(struct raft_fsm *fsm, struct raft_buffer *buf)
 {
     struct node *n = fsm->data;
@@ -264,11 +292,11 @@ static int restore(struct raft_fsm *fsm, struct raft_buffer *buf)
         rc = FLO_CORRUPT;
     }
     if (rc != FLO_OK) {
-        die("manifest in the raft directory", rc);
+        die_manifest(n, rc);
     }
     for (uint32_t i = 0; i < count; i++) {
         if (!restore_database(n, &c, &kept[i])) {
-            die("manifest in the raft directory", FLO_CORRUPT);
+            die_manifest(n, FLO_CORRUPT);
         }
     }
     drop_others(n, kept, count);

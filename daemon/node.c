@@ -460,7 +460,11 @@ static int start_raft(struct node *n)
     }
     raft_guard_configure(&n->guard, s->election_ms);
     if (bootstrap(n) != 0 || raft_start(&n->raft) != 0) {
-        return fail(n, dir, raft_errmsg(&n->raft));
+        snprintf(n->errmsg, sizeof n->errmsg,
+                 "%.200s: %.150s hint=\"raft's files are damaged: replace this "
+                 "node, see doc/operations.md\"",
+                 dir, raft_errmsg(&n->raft));
+        return 2;
     }
     n->raft_started = true;
     return identity_joined(n) == FLO_OK ? 0 : 2;

@@ -197,7 +197,7 @@ static void on_message(struct link *l, const struct wire_msg *m)
 {
     struct session *s = l->data;
 
-    if (!s->hello && m->type != MSG_HELLO) {
+    if (s->hello == (m->type == MSG_HELLO)) { /* first, and only once */
         link_close(l, FLO_PROTOCOL);
         return;
     }

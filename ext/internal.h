@@ -44,17 +44,6 @@ enum write_state {
 /* How the last commit attempt ended; flotilla_client shows it. */
 enum commit_state { COMMIT_NONE, COMMIT_OK, COMMIT_NOT, COMMIT_UNKNOWN };
 
-/* One attempt of an application to get the write lock, SQLite's own retries
- * included; see lock.c. */
-struct episode
-{
-    bool active;
-    bool stale;         /* ended with a stale snapshot: ask again at once */
-    int timeout_ms;     /* the connection's busy timeout */
-    int64_t started;
-    int64_t last_busy;
-};
-
 /* The write transaction under way. */
 struct transaction
 {
@@ -86,6 +75,7 @@ struct replicated
     char *fence_path;        /* owned */
     char db[DB_NAME_MAX + 1];
     sqlite3 **pdb; /* the connection, as SQLite tells; or NULL */
+    void **busy;   /* its busy handler: function and argument; or NULL */
     sqlite3_mutex *mutex;
     struct client client;
     struct fence fence;
@@ -104,7 +94,9 @@ struct replicated
     int64_t skip_until;
 
     enum write_state write;
-    struct episode episode;
+    bool retry;         /* SQLite repeats the attempt after a stale snapshot */
+    int timeout_ms;     /* the connection's busy timeout at the last attempt */
+    int64_t deadline;   /* and when that attempt ends */
     struct transaction txn;
 
     uint64_t commit_txid; /* last commit attempt; 0: none */
@@ -128,7 +120,6 @@ struct wal_file
 /* Register the VFS as the default. SQLITE_DONE: another copy of this extension
  * is there already. */
 int vfs_register(void);
-bool vfs_is_ours(const sqlite3_vfs *v);
 
 /* sqlite3_log a hint when main is a replica that is not opened through us. */
 void vfs_warn_opened_before(sqlite3 *db);
@@ -172,9 +163,9 @@ bool replicated_pristine(struct replicated *r);
 /* The busy timeout of the connection; -1: interrupted. */
 int lock_busy_timeout(struct replicated *r);
 
-/* SQLite's busy handler sleeps through our xSleep: true when this sleep is to
- * be skipped, because the time was spent waiting in lock_write already. */
-bool lock_skip_sleep(int microseconds);
+/* True while this thread's sleeps are those of a busy handler whose time was
+ * spent in waiting already. */
+bool lock_skip_sleep(void);
 
 /* What an error code of the daemon means for SQLite before a commit. */
 int lock_sqlite_code(int flo);

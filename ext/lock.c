@@ -6,17 +6,23 @@
  * is then not writing, but re-reading or recovering the wal-index.
  *
  * WAITING. SQLite does not tell a VFS its busy timeout T, so we ask the
- * connection (PRAGMA busy_timeout, which also sets the count of SQLite's busy
- * handler back to 0) and wait here for up to T, in the leader's queue. When
- * that is not enough we answer SQLITE_BUSY, and SQLite's busy handler, which
- * knows nothing of our waiting, sleeps 1, 2, 5 … 100 ms, T in all, and calls
- * again each time. It sleeps through our own xSleep, though, where its sleeps
- * are known by their exact lengths, and skipped: the retries follow each other
- * at once and are refused at once, and the caller has waited T, not 2 T. All
- * this is one "episode": it goes on while a call was preceded by such a sleep
- * on the same thread. Where xSleep is not ours (the connection was opened with
- * another VFS and attached this database by URI), it goes on for calls that
- * follow within 150 ms, and the caller waits up to 2 T.
+ * connection (PRAGMA busy_timeout) once per attempt, and wait here for up to T,
+ * in the leader's queue. When that was not enough, SQLite would call its busy
+ * handler, which knows nothing of our waiting: it sleeps 1, 2, 5 … 100 ms, T in
+ * all, and has the call repeated after each. So the handler, which SQLite hands
+ * to the VFS (SQLITE_FCNTL_BUSYHANDLER), is used up here before SQLITE_BUSY is
+ * returned: it is called until it gives up, with its sleeps skipped, since they
+ * go through our xSleep. SQLite then asks it once more, hears no, and tells the
+ * application: T was waited, once. (A connection that was opened through
+ * another VFS, with this database attached by URI, sleeps for real: 2 T.)
+ *
+ * T = 0 is no busy handler, or one of the application's own. The lock is had if
+ * it is free; else the handler is called as SQLite would, and on its word we
+ * try again: it sees its count of calls grow, but has no place in the queue.
+ *
+ * Asking by PRAGMA sets the handler's count back to 0, so it must not happen on
+ * SQLite's own retries, or they would never end. There is only one kind left,
+ * that after a stale snapshot; it uses what is left of the first one's time.
  *
  * No request outlives a call: giving up sends CANCEL and waits for its effect,
  * so a grant never lies about unused. (A grant that crosses the CANCEL is
@@ -47,7 +53,6 @@
 #define READ_TIMEOUT_MS 5000  /* for READ when the busy timeout is 0 */
 #define ANSWER_SLACK_MS 20    /* the leader's "not in time" is on its way */
 #define SLICE_MS 100          /* how often sqlite3_interrupt() is looked for */
-#define EPISODE_GAP_MS 150
 #define FENCE_WAIT_MS 250
 #define RETRY_FIRST_MS 10
 #define RETRY_MAX_MS 50
@@ -72,7 +77,7 @@ static int ask_int(sqlite3 *db, const char *sql, int *value)
 
 int lock_busy_timeout(struct replicated *r)
 {
-    int ms = BUSY_TIMEOUT_MS;
+    int ms = 0;
     int rc = SQLITE_OK;
 
     if (r->pdb != NULL && *r->pdb != NULL) {
@@ -84,130 +89,114 @@ int lock_busy_timeout(struct replicated *r)
     return ms > 0 ? ms : 0;
 }
 
-/* Will SQLite's busy handler be asked when we answer SQLITE_BUSY? Only while
- * the connection has no transaction open on this database. */
+/* The name under which the connection knows this file, or NULL. */
+static const char *schema_of(struct replicated *r)
+{
+    sqlite3 *db = r->pdb != NULL ? *r->pdb : NULL;
+
+    if (db == NULL) {
+        return NULL;
+    }
+    if (replicated_is_main(db) && replicated_of(db) == r) {
+        return "main";
+    }
+#if SQLITE_VERSION_NUMBER >= 3039000
+    if (sqlite3_libversion_number() >= 3039000) {
+        sqlite3_file *f;
+        const char *name;
+        int i;
+
+        for (i = 2; (name = sqlite3_db_name(db, i)) != NULL; i++) {
+            f = NULL;
+            if (sqlite3_file_control(db, name, SQLITE_FCNTL_FILE_POINTER,
+                                     &f) == SQLITE_OK && f == &r->base) {
+                return name;
+            }
+        }
+    }
+#endif
+    return NULL;
+}
+
+/* Will SQLite ask its busy handler when we answer SQLITE_BUSY? It does only
+ * while no transaction is open on this database. When in doubt, yes. */
 static bool retried_by_sqlite(struct replicated *r)
 {
-    return r->pdb == NULL || *r->pdb == NULL ||
-           sqlite3_txn_state(*r->pdb, NULL) == SQLITE_TXN_NONE;
+    const char *schema = schema_of(r);
+
+    return schema == NULL ||
+           sqlite3_txn_state(*r->pdb, schema) == SQLITE_TXN_NONE;
 }
 
-static bool sleep_is_ours(struct replicated *r)
-{
-    sqlite3_vfs *v = NULL;
+/* ---- The busy handler --------------------------------------------------------------- */
 
-    return r->pdb != NULL && *r->pdb != NULL &&
-           sqlite3_file_control(*r->pdb, "main", SQLITE_FCNTL_VFS_POINTER,
-                                &v) == SQLITE_OK && vfs_is_ours(v);
+/* The thread is using up a busy handler: its sleeps are skipped. */
+static _Thread_local bool draining;
+
+bool lock_skip_sleep(void)
+{
+    return draining;
 }
 
-/* ---- The busy handler's sleeps ----------------------------------------------------- */
-
-/* What this thread waits for: set when SQLITE_BUSY goes back to SQLite. */
-static _Thread_local struct
+/* Call it once, as SQLite would: true means try again. */
+static bool busy_handler(struct replicated *r)
 {
-    uint64_t file; /* replicated.id; 0: nothing */
-    bool slept;    /* the busy handler slept since */
-    unsigned step; /* sleeps so far */
-    int slept_ms;  /* their sum, as the busy handler counts */
-    int timeout_ms;
-} waiter;
+    int (*call)(void *) = NULL;
 
-/* The length of the busy handler's next sleep (sqliteDefaultBusyCallback). */
-static int next_sleep_ms(void)
-{
-    static const uint8_t delays[] = {1, 2, 5, 10, 15, 20, 25, 25, 25, 50, 50};
-    int ms = waiter.step < sizeof delays ? delays[waiter.step] : 100;
-    int left = waiter.timeout_ms - waiter.slept_ms;
-
-    return ms < left ? ms : left;
+    if (r->busy == NULL || r->busy[0] == NULL) {
+        return false;
+    }
+    memcpy(&call, &r->busy[0], sizeof call);
+    return call(r->busy[1]) != 0;
 }
 
-bool lock_skip_sleep(int microseconds)
+/* Our waiting is over: so is the busy handler's. It gives up after T, however
+ * often that makes; the bound is for one that never does. */
+static void use_up_busy_handler(struct replicated *r)
+{
+    long calls = 0;
+
+    draining = true;
+    while (calls < 1000 + r->timeout_ms && busy_handler(r)) {
+        calls++;
+    }
+    draining = false;
+}
+
+/* ---- Time ----------------------------------------------------------------------------- */
+
+/* An attempt begins, or SQLite repeats one. SQLITE_OK: try until r->deadline. */
+static int attempt_begin(struct replicated *r)
 {
     int ms;
 
-    if (waiter.file == 0 || microseconds < 1000) {
-        return false;
-    }
-    ms = next_sleep_ms();
-    if (ms <= 0 || microseconds != ms * 1000) {
-        waiter.file = 0; /* not the busy handler: it is over */
-        return false;
-    }
-    waiter.slept = true;
-    waiter.step++;
-    waiter.slept_ms += ms;
-    return true;
-}
-
-/* ---- Episodes ----------------------------------------------------------------------- */
-
-static bool episode_goes_on(struct replicated *r, int64_t now)
-{
-    const struct episode *e = &r->episode;
-
-    if (!e->active) {
-        return false;
-    }
-    if (sleep_is_ours(r)) {
-        return waiter.file == r->id && waiter.slept;
-    }
-    return now - e->last_busy < EPISODE_GAP_MS &&
-           now - e->started < e->timeout_ms * 22LL / 10;
-}
-
-/* Start or continue. SQLITE_OK: try until *deadline; or a code to return. */
-static int episode_enter(struct replicated *r, int64_t *deadline)
-{
-    struct episode *e = &r->episode;
-    int64_t now = client_now();
-    int ms;
-
-    if (episode_goes_on(r, now)) {
-        *deadline = e->started + e->timeout_ms;
-        if (*deadline <= now && !e->stale) {
-            return SQLITE_BUSY;
-        }
-        e->stale = false;
+    if (r->retry) {
+        r->retry = false;
         return SQLITE_OK;
     }
     ms = lock_busy_timeout(r);
     if (ms < 0) {
         return SQLITE_INTERRUPT;
     }
-    now = client_now();
-    *e = (struct episode){.active = true, .timeout_ms = ms, .started = now};
-    waiter.file = 0;
-    *deadline = now + ms;
+    r->timeout_ms = ms;
+    r->deadline = client_now() + ms;
     return SQLITE_OK;
 }
 
-/* SQLITE_BUSY is about to be returned: the busy handler may come next. */
-static void episode_busy(struct replicated *r)
+/* It failed with rc: true when the application's busy handler wants another. */
+static bool attempt_again(struct replicated *r, int rc)
 {
-    bool same = waiter.file == r->id;
-
+    if ((rc & 0xff) != SQLITE_BUSY) {
+        return false;
+    }
+    if (r->timeout_ms == 0 && retried_by_sqlite(r) && busy_handler(r)) {
+        return true;
+    }
+    if (r->timeout_ms > 0) {
+        use_up_busy_handler(r);
+    }
     atomic_fetch_add(&r->counters.busy, 1);
-    r->episode.last_busy = client_now();
-    waiter.file = r->id;
-    waiter.slept = false;
-    waiter.timeout_ms = r->episode.timeout_ms;
-    if (!same) {
-        waiter.step = 0;
-        waiter.slept_ms = 0;
-    }
-}
-
-static int episode_leave(struct replicated *r, int rc)
-{
-    if ((rc & 0xff) == SQLITE_BUSY) {
-        episode_busy(r);
-    } else {
-        r->episode.active = false;
-        waiter.file = 0;
-    }
-    return rc;
+    return false;
 }
 
 /* ---- Error codes ---------------------------------------------------------------------- */
@@ -502,32 +491,31 @@ static int lock_cluster(struct replicated *r, int64_t deadline)
 
 int lock_write(struct replicated *r)
 {
-    int64_t deadline = 0, started;
+    int64_t started = client_now();
     int rc;
 
     if (r->read_locks == 0) {
         return lock_local(r);
     }
-    rc = episode_enter(r, &deadline);
-    if (rc == SQLITE_OK) {
-        started = client_now();
+    rc = attempt_begin(r);
+    while (rc == SQLITE_OK) {
         sqlite3_mutex_enter(r->mutex);
-        rc = lock_cluster(r, deadline);
+        rc = lock_cluster(r, r->deadline);
         sqlite3_mutex_leave(r->mutex);
-        atomic_fetch_add(&r->counters.wait_ms,
-                         (unsigned long long)(client_now() - started));
+        if (!attempt_again(r, rc)) {
+            break;
+        }
+        rc = SQLITE_OK;
     }
-    if (rc == SQLITE_OK) {
-        return rc; /* the episode ends at the unlock, or goes on if stale */
-    }
-    return episode_leave(r, rc);
+    atomic_fetch_add(&r->counters.wait_ms,
+                     (unsigned long long)(client_now() - started));
+    return rc;
 }
 
 int lock_write_release(struct replicated *r)
 {
-    bool stale = r->write == WRITE_CLUSTER && !r->txn.wrote &&
-                 snapshot_is_stale(r);
-    bool linger = stale && retried_by_sqlite(r);
+    bool linger = r->write == WRITE_CLUSTER && !r->txn.wrote &&
+                  snapshot_is_stale(r) && retried_by_sqlite(r);
 
     if (r->write == WRITE_LOCAL) {
         r->write = WRITE_NONE;
@@ -542,8 +530,7 @@ int lock_write_release(struct replicated *r)
         send_release(r, r->txn.grant, linger ? LINGER_MS : 0);
         sqlite3_mutex_leave(r->mutex);
         r->txn.held = false;
-        r->episode.stale = linger;
-        episode_leave(r, linger ? SQLITE_BUSY : SQLITE_OK);
+        r->retry = linger;
     }
     return SQLITE_OK;
 }
@@ -654,11 +641,14 @@ static bool writer_is_running(sqlite3 *db)
 /* The page size SQLite would use for this file. */
 static uint32_t first_page_size(struct replicated *r)
 {
+    const char *schema = schema_of(r);
+    char *sql = schema != NULL
+                    ? sqlite3_mprintf("PRAGMA \"%w\".page_size", schema) : NULL;
     int n = 0;
 
-    if (r->pdb != NULL && *r->pdb != NULL &&
-        replicated_of(*r->pdb) == r && replicated_is_main(*r->pdb)) {
-        ask_int(*r->pdb, "PRAGMA main.page_size", &n);
+    if (sql != NULL) {
+        ask_int(*r->pdb, sql, &n);
+        sqlite3_free(sql);
     }
     if (n < 512 || n > 65536) {
         n = r->first_page_size != 0 ? (int)r->first_page_size : 4096;
@@ -687,10 +677,11 @@ static int request_first_page(struct replicated *r, struct wire_msg *m,
         }
         replicated_error(r, 0, "the first page was not made: %s",
                          flo_strerror(rc));
-        if (!transient(rc) || client_now() + RETRY_MAX_MS >= deadline) {
+        left = deadline - client_now();
+        if (!transient(rc) || left <= 0) {
             return rc;
         }
-        client_sleep(RETRY_MAX_MS);
+        client_sleep(RETRY_MAX_MS < left ? RETRY_MAX_MS : (int)left);
     }
 }
 
@@ -698,26 +689,30 @@ static int request_first_page(struct replicated *r, struct wire_msg *m,
 static int make_first_page(struct replicated *r)
 {
     struct wire_msg m = {.type = MSG_INIT};
-    int64_t deadline = 0;
-    int rc = episode_enter(r, &deadline);
+    int rc;
 
-    if (rc != SQLITE_OK) {
-        return episode_leave(r, rc);
-    }
     snprintf(m.init.db, sizeof m.init.db, "%s", r->db);
     m.init.page_size = first_page_size(r);
     m.init.auto_vacuum = (uint8_t)r->first_auto_vacuum;
     m.init.encoding = (uint8_t)(r->pdb != NULL && *r->pdb != NULL
                                 ? encoding_of(*r->pdb) : SQLITE_UTF8);
-    sqlite3_mutex_enter(r->mutex);
-    rc = request_first_page(r, &m, deadline);
-    sqlite3_mutex_leave(r->mutex);
-    if (rc == FLO_OK) {
-        return SQLITE_OK;
+    r->retry = false;
+    rc = attempt_begin(r);
+    while (rc == SQLITE_OK) {
+        sqlite3_mutex_enter(r->mutex);
+        rc = request_first_page(r, &m, r->deadline);
+        sqlite3_mutex_leave(r->mutex);
+        if (rc == FLO_OK) {
+            return SQLITE_OK;
+        }
+        /* Asking again is safe even when the outcome is unknown. */
+        rc = rc == FLO_UNKNOWN ? SQLITE_BUSY : lock_sqlite_code(rc);
+        if (!attempt_again(r, rc)) {
+            break;
+        }
+        rc = SQLITE_OK;
     }
-    /* Asking again is safe even when the outcome is unknown. */
-    return episode_leave(r, rc == FLO_UNKNOWN ? SQLITE_BUSY
-                                              : lock_sqlite_code(rc));
+    return rc;
 }
 
 int lock_pristine_shared(struct replicated *r)
@@ -754,10 +749,5 @@ int lock_pristine_reserved(struct replicated *r)
         }
         client_sleep(1);
     }
-    if (rc == SQLITE_OK) {
-        r->episode.stale = true;
-        episode_busy(r);
-        rc = SQLITE_BUSY;
-    }
-    return rc;
+    return rc == SQLITE_OK ? SQLITE_BUSY : rc;
 }

@@ -321,6 +321,9 @@ static int file_control(sqlite3_file *f, int op, void *arg)
     case SQLITE_FCNTL_PDB:
         r->pdb = arg;
         return SQLITE_OK;
+    case SQLITE_FCNTL_BUSYHANDLER:
+        r->busy = arg;
+        return SQLITE_OK;
     case SQLITE_FCNTL_PRAGMA:
         rc = pragma(r, arg);
         if (rc != SQLITE_NOTFOUND) {

@@ -402,7 +402,7 @@ static int vfs_randomness(sqlite3_vfs *v, int n, char *out)
 static int vfs_sleep(sqlite3_vfs *v, int microseconds)
 {
     (void)v;
-    if (lock_skip_sleep(microseconds)) {
+    if (lock_skip_sleep()) {
         return microseconds;
     }
     return real_vfs->xSleep(real_vfs, microseconds);
@@ -446,11 +446,6 @@ static const char *vfs_next_system_call(sqlite3_vfs *v, const char *name)
 }
 
 /* ---- Registration ---------------------------------------------------------------------- */
-
-bool vfs_is_ours(const sqlite3_vfs *v)
-{
-    return v == &ours;
-}
 
 static void fill_vfs(void)
 {

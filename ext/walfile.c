@@ -105,8 +105,7 @@ static int commit_code(int flo)
  * committed), FLO_UNKNOWN. */
 static int find_outcome(struct replicated *r)
 {
-    int least = r->episode.timeout_ms > OUTCOME_MS ? r->episode.timeout_ms
-                                                   : OUTCOME_MS;
+    int least = r->timeout_ms > OUTCOME_MS ? r->timeout_ms : OUTCOME_MS;
     int64_t deadline = client_now() + least;
 
     do {

@@ -198,11 +198,12 @@ class TestHttp(harness.ClusterTest):
         self.cluster.wait_converged(self.database)
         self.cluster.wait_healthy()
         leader = self.cluster.leader()
-        document = self.cluster.sync_status()
         position = harness.own_position(leader, self.database)
-        for f in document["followers"]:
-            mine = f["databases"][self.database]
-            self.assertEqual((mine["txid"], mine["checksum"]), position)
+
+        def told():  # reports come a few times per second
+            told = [f["databases"][self.database] for f in self.cluster.sync_status()["followers"]]
+            return all((d["txid"], d["checksum"]) == position for d in told)
+        wait_for("the followers' positions to be the leader's", told, 2)
         for node in self.cluster.followers():
             status, answer = node.http("/_raft/sync-status")
             self.assertEqual(status, 200)

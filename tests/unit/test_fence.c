@@ -138,21 +138,28 @@ static void test_number(void **state)
     fence_close(&b);
 }
 
-/* Another kind of file is not taken for a fence, and not changed. */
-static void test_not_a_fence(void **state)
+/* A damaged fence is refused by clients, and made anew by the daemon unless
+ * somebody still holds its lock. */
+static void test_damaged_fence(void **state)
 {
-    struct fence f;
-    char text[32] = "";
-    FILE *fp = fopen(path, "w");
+    struct fence holder, f;
+    uint64_t grant = 1;
+    FILE *fp;
 
     (void)state;
+    assert_int_equal(fence_open(&holder, path, 1), FLO_OK);
+    assert_int_equal(fence_try_lock(&holder), FLO_OK);
+    fp = fopen(path, "w");
     fputs("somebody's sixteen+ bytes", fp);
     fclose(fp);
+    assert_int_equal(fence_open(&f, path, 0), FLO_CORRUPT);
     assert_int_equal(fence_open(&f, path, 1), FLO_CORRUPT);
-    fp = fopen(path, "r");
-    assert_non_null(fgets(text, sizeof text, fp));
-    fclose(fp);
-    assert_string_equal(text, "somebody's sixteen+ bytes");
+    fence_close(&holder);
+    assert_int_equal(fence_open(&f, path, 0), FLO_CORRUPT);
+    assert_int_equal(fence_open(&f, path, 1), FLO_OK);
+    assert_int_equal(fence_get(&f, &grant), FLO_OK);
+    assert_true(grant == 0);
+    fence_close(&f);
 }
 
 int main(void)
@@ -162,7 +169,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_one_process, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_kill, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_number, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(test_not_a_fence, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_damaged_fence, set_up, tear_down),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
