@@ -24,6 +24,7 @@ static const char *const phrases[] = {
     [FLO_DESYNCED] = "replica is being repaired",
     [FLO_IDENTITY] = "wrong cluster, node number or directory identity",
     [FLO_VERSION] = "version not supported",
+    [FLO_STALE] = "a fresh snapshot is needed",
 };
 
 const char *flo_strerror(int rc)

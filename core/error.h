@@ -28,7 +28,8 @@ enum flo_error {
     FLO_SHUTDOWN = 18,  /* the daemon is stopping */
     FLO_DESYNCED = 19,  /* the replica is being repaired */
     FLO_IDENTITY = 20,  /* wrong cluster, node number or directory identity */
-    FLO_VERSION = 21    /* protocol or format version not supported */
+    FLO_VERSION = 21,   /* protocol or format version not supported */
+    FLO_STALE = 22      /* take a fresh read snapshot and ask again at once */
 };
 
 /* A short English phrase for an error code, never NULL. Thread-safe. */

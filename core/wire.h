@@ -64,9 +64,11 @@ struct wire_blob
     F(str, db) F(u32, page_size) F(u8, auto_vacuum) F(u8, encoding) \
     F(u32, timeout_ms)
 
-/* Ask for the write lock. timeout_ms 0: only if it is free now. Answer: GRANT
- * or RESULT (FLO_BUSY, FLO_FULL, FLO_NOLEADER, FLO_DESYNCED, …). */
-#define WIRE_LOCK(F) F(str, db) F(u32, timeout_ms)
+/* Ask for the write lock. timeout_ms 0: only if it is free now. fresh: SQLite
+ * will retry with a new read snapshot if told that it is busy, so the daemon
+ * may answer FLO_STALE to get an old snapshot out of the WAL. Answer: GRANT or
+ * RESULT (FLO_BUSY, FLO_FULL, FLO_NOLEADER, FLO_DESYNCED, FLO_STALE, …). */
+#define WIRE_LOCK(F) F(str, db) F(u32, timeout_ms) F(u8, fresh)
 
 /* grant names this grant on this node; the holder takes the write fence and
  * finds the same number there (core/fence.h) before it touches the WAL. */

@@ -99,6 +99,7 @@ struct db
     struct resync *resync; /* target side, while RESYNCING */
     unsigned n_views;      /* open replica_views: resync sources */
     bool checkpointing;
+    bool wal_bouncing; /* upkeep.c: readers are asked to leave the WAL */
     uint64_t full_retry_at; /* disk full: apply again then; 0: not */
     bool disk_full;
     uint64_t resync_after; /* uv_now(): not before */

@@ -210,6 +210,7 @@ static void finished(struct worker *w)
 
     n->background_running = false;
     uv_close((uv_handle_t *)&n->tick, NULL);
+    upkeep_close(&n->upkeep);
     uv_close((uv_handle_t *)&n->sigterm, NULL);
     uv_close((uv_handle_t *)&n->sigint, NULL);
     raft_guard_close(&n->guard);

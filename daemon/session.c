@@ -151,7 +151,7 @@ static void handle_lock(struct session *s, const struct wire_msg *m)
     }
     if (rc == FLO_OK) {
         s->lock_request = m->request;
-        rc = txn_lock(s->txn, db, m->lock.timeout_ms);
+        rc = txn_lock(s->txn, db, m->lock.timeout_ms, m->lock.fresh != 0);
     }
     if (rc != FLO_OK) {
         session_result(s, m->request, rc, 0,

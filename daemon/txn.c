@@ -280,7 +280,7 @@ static int regrant(struct txn *t)
     return FLO_OK;
 }
 
-int txn_lock(struct txn *t, struct db *db, unsigned timeout_ms)
+int txn_lock(struct txn *t, struct db *db, unsigned timeout_ms, bool fresh)
 {
     struct node *n = t->node;
 
@@ -292,6 +292,7 @@ int txn_lock(struct txn *t, struct db *db, unsigned timeout_ms)
     }
     t->db = db;
     t->try_only = timeout_ms == 0;
+    t->fresh = fresh;
     t->deadline = now(t) + (t->try_only ? TRY_MS : timeout_ms);
     t->revoked = t->cancelled = t->released = false;
     t->committed = t->stuck = t->open = false;
@@ -304,6 +305,8 @@ int txn_lock(struct txn *t, struct db *db, unsigned timeout_ms)
         refuse(t, FLO_SHUTDOWN, "this node is stopping");
     } else if (n->upkeep.disk_low) {
         refuse(t, FLO_FULL, "this node's disk is full: free some space");
+    } else if (fresh && db->wal_bouncing) {
+        refuse(t, FLO_STALE, "the WAL is being restarted");
     } else if (t->try_only && (!n->view.ready || db->state != DB_IS_GOOD)) {
         refuse(t, FLO_NOLEADER, n->view.ready ? "the replica is not ready"
                                               : "no leader");
@@ -640,6 +643,20 @@ void txns_revoked(struct node *n, uint64_t term, uint64_t grant)
                 txn_cancel(t);
             }
             return;
+        }
+    }
+}
+
+void txns_bounce(struct db *db)
+{
+    struct txn *next;
+
+    for (struct txn *t = db->node->txns; t != NULL; t = next) {
+        next = t->next;
+        if (t->db == db && t->fresh &&
+            (t->state == TXN_QUEUED ||
+             (t->state == TXN_CATCHUP && db->writer != t))) {
+            refuse(t, FLO_STALE, "the WAL is being restarted");
         }
     }
 }

@@ -49,6 +49,7 @@ struct txn
 
     uint64_t deadline; /* of LOCK; uv_now() */
     bool try_only;     /* LOCK with timeout 0 */
+    bool fresh;        /* may be answered FLO_STALE */
     bool asked;        /* ask is under way */
     struct peer_request ask;
     uint64_t leader_term, leader_grant;
@@ -80,7 +81,7 @@ int txn_init(struct txn *t, struct node *n);
 void txn_abandon(struct txn *t);
 
 /* FLO_OK: on_lock follows (maybe at once). FLO_BUSY: not IDLE or LINGER. */
-int txn_lock(struct txn *t, struct db *db, unsigned timeout_ms);
+int txn_lock(struct txn *t, struct db *db, unsigned timeout_ms, bool fresh);
 void txn_cancel(struct txn *t);
 int txn_commit(struct txn *t, uint64_t grant, uint64_t commit_id,
                uint32_t last_frame, uint32_t n_pages, const uint8_t header[24]);
@@ -91,6 +92,10 @@ void txns_kick(struct node *n);
 
 /* REVOKED from the leader. */
 void txns_revoked(struct node *n, uint64_t term, uint64_t grant);
+
+/* Readers keep db's WAL from being restarted: send the waiting writers of this
+ * node away, who come back with a new snapshot. */
+void txns_bounce(struct db *db);
 
 /* The database goes away, or the node stops: end what can be ended now, do not
  * wait for clients any more. */

@@ -15,7 +15,8 @@
  * after CHECKPOINT_RETRY_MS or when the WAL grew by an eighth. Under writers
  * that leave no pause there are always new frames when a checkpoint ends; so
  * from CHECKPOINT_FRAMES_URGENT on the worker checkpoints the rest itself,
- * while nothing else can append, and restarts the WAL in the same job.
+ * while nothing else can append, and restarts the WAL in the same job; when
+ * readers are in the way it insists a little (insist()).
  *
  * A background job on a replica counts as a view (db->n_views), which keeps
  * the database from being closed, and as checkpointing where it must exclude
@@ -29,10 +30,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/statvfs.h>
+#include <unistd.h>
 
 #include "core/error.h"
 #include "daemon/log.h"
 #include "daemon/node.h"
+
+#define RESTART_TRIES 15
+#define RESTART_PAUSE_US 2000
 
 static uint64_t now(const struct node *n)
 {
@@ -404,7 +409,7 @@ struct wal_job
 {
     struct job job;
     struct db *db;
-    bool complete, urgent;
+    bool complete, urgent, insist;
     uint32_t wal_frames;
     int rc;
 };
@@ -497,6 +502,10 @@ static void restart_run(struct job *job)
             j->rc = all ? replica_restart_wal(r) : FLO_BUSY;
         }
     }
+    for (int i = 0; j->insist && j->rc == FLO_BUSY && i < RESTART_TRIES; i++) {
+        usleep(RESTART_PAUSE_US);
+        j->rc = r->has_fence ? replica_restart_wal(r) : FLO_BUSY;
+    }
     j->wal_frames = r->wal_frames;
 }
 
@@ -520,6 +529,18 @@ static void worker_free(struct db *db)
     }
 }
 
+/* Only readers are in the way. Those that wait for the write lock are sent
+ * away, and come back reading the database file alone; the others end. Until
+ * then nothing is granted or applied here (db->applying is still set), for
+ * RESTART_TRIES pauses at most. */
+static void insist(struct db *db, struct wal_job *j)
+{
+    j->insist = true;
+    db->wal_bouncing = true;
+    txns_bounce(db);
+    worker_post(&db->worker, &j->job);
+}
+
 static void restart_done(struct job *job)
 {
     struct wal_job *j = (struct wal_job *)job;
@@ -527,6 +548,12 @@ static void restart_done(struct job *job)
     struct upkeep_wal_note **link = note_find(&db->node->upkeep, db->name);
 
     db->wal_frames = j->wal_frames;
+    if (j->urgent && j->complete && j->rc == FLO_BUSY && !j->insist &&
+        wal_idle(db)) {
+        insist(db, j);
+        return;
+    }
+    db->wal_bouncing = false;
     db->checkpointing = false;
     db->node->counters.checkpoints += j->complete ? 1 : 0;
     if (j->rc == FLO_OK && *link != NULL) {

@@ -27,7 +27,9 @@ SQLITE_EXTENSION_INIT3
 #include "core/fence.h"
 #include "ext/client.h"
 
+#ifndef FLOTILLA_VERSION /* from configure */
 #define FLOTILLA_VERSION "0.1.0"
+#endif
 #define BUSY_TIMEOUT_MS 5000    /* default of a replicated main database */
 #define COMMIT_TIMEOUT_MS 10000 /* for the answer to a COMMIT */
 #define WAL_HEADER 32
@@ -94,6 +96,7 @@ struct replicated
     int64_t skip_until;
 
     enum write_state write;
+    bool bounced;       /* the daemon answered FLO_STALE */
     bool retry;         /* SQLite repeats the attempt after a stale snapshot */
     int timeout_ms;     /* the connection's busy timeout at the last attempt */
     int64_t deadline;   /* and when that attempt ends */

@@ -33,7 +33,12 @@
  * snapshot the connection reads. SQLite sees that itself, unlocks and answers
  * SQLITE_BUSY_SNAPSHOT; where it will retry by itself with a fresh snapshot
  * (no transaction open yet) the lock is left with the daemon for LINGER_MS, and
- * the retry gets the same grant back.
+ * the retry, without the busy handler's sleep, gets the same grant back.
+ *
+ * When the WAL is long and readers' snapshots keep the daemon from restarting
+ * it, those of waiting writers among them, it answers FLO_STALE to writers
+ * whose statement SQLite will retry by itself: they come back with a snapshot
+ * of the database file alone.
  *
  * PRISTINE. An empty file is a rollback-mode database to SQLite. The first
  * write must make page 1 through the cluster instead. When SQLite takes SHARED
@@ -133,9 +138,16 @@ static bool retried_by_sqlite(struct replicated *r)
 /* The thread is using up a busy handler: its sleeps are skipped. */
 static _Thread_local bool draining;
 
+/* The next sleep is the busy handler's before the retry after a stale snapshot;
+ * the grant lies with the daemon and everybody else waits for it: skipped. */
+static _Thread_local bool hurry;
+
 bool lock_skip_sleep(void)
 {
-    return draining;
+    bool skip = draining || hurry;
+
+    hurry = false;
+    return skip;
 }
 
 /* Call it once, as SQLite would: true means try again. */
@@ -285,6 +297,7 @@ static int request_lock(struct replicated *r, int64_t deadline,
     now = client_now();
     snprintf(m.lock.db, sizeof m.lock.db, "%s", r->db);
     m.lock.timeout_ms = deadline > now ? (uint32_t)(deadline - now) : 0;
+    m.lock.fresh = r->timeout_ms > 0 && retried_by_sqlite(r);
     until = m.lock.timeout_ms > 0 ? deadline + ANSWER_SLACK_MS
                                   : now + CLIENT_GRACE_MS;
     rc = client_send(&r->client, &m);
@@ -472,11 +485,12 @@ static int lock_cluster(struct replicated *r, int64_t deadline)
         if (rc != FLO_OK) {
             send_release(r, answer.grant.grant, 0);
         }
-    } else if (r->client.fd < 0 || !transient(rc)) {
+    } else if (rc != FLO_STALE && (r->client.fd < 0 || !transient(rc))) {
         replicated_error(r, transient(rc) ? 0 : SQLITE_BUSY,
                          "no write lock: %s: %s", flo_strerror(rc),
                          r->client.error);
     }
+    r->bounced = rc == FLO_STALE;
     if (rc == FLO_OK) {
         r->write = WRITE_CLUSTER;
         memset(&r->txn, 0, sizeof r->txn);
@@ -497,11 +511,17 @@ int lock_write(struct replicated *r)
     if (r->read_locks == 0) {
         return lock_local(r);
     }
+    r->bounced = false;
+    hurry = false;
     rc = attempt_begin(r);
     while (rc == SQLITE_OK) {
         sqlite3_mutex_enter(r->mutex);
         rc = lock_cluster(r, r->deadline);
         sqlite3_mutex_leave(r->mutex);
+        if (r->bounced) {
+            r->retry = true; /* SQLite's own, in a millisecond */
+            break;
+        }
         if (!attempt_again(r, rc)) {
             break;
         }
@@ -531,6 +551,7 @@ int lock_write_release(struct replicated *r)
         sqlite3_mutex_leave(r->mutex);
         r->txn.held = false;
         r->retry = linger;
+        hurry = linger;
     }
     return SQLITE_OK;
 }

@@ -314,7 +314,7 @@ static void on_release(struct conn *c, const struct wire_msg *m)
     }
     holder = NULL;
     returning = true;
-    if (m->release.linger_ms > 0) {
+    if (m->release.linger_ms > 0 && !fake->always_stale) {
         lingering = c;
         linger_until = now_ms() + m->release.linger_ms;
     }
@@ -480,7 +480,7 @@ static void message(struct conn *c, const struct wire_msg *m)
     if (fake->delay_ms[m->type] > 0) {
         usleep((unsigned)fake->delay_ms[m->type] * 1000);
     }
-    switch (fake->action[m->type]) {
+    switch ((int)fake->action[m->type]) { /* clang takes no atomic here */
     case FAKE_ANSWER:
         answer(c, m);
         break;

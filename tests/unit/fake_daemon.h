@@ -39,6 +39,7 @@ struct fake
     atomic_int hold_lock;     /* somebody else has the lock */
     atomic_int grant_on_cancel;
     atomic_int move_on_grant; /* so many times: a foreign write, then grant */
+    atomic_int always_stale;  /* it does not linger for the retry */
     atomic_int wrong_fence;   /* grant another number than the fence has */
     atomic_ullong max_transaction_bytes;
     /* what happened */

@@ -47,11 +47,14 @@ struct fixture
     char b[300];
 };
 
-static void run(const char *format, const char *arg)
+static void __attribute__((format(printf, 1, 2))) run(const char *format, ...)
 {
     char command[2048];
+    va_list ap;
 
-    snprintf(command, sizeof command, format, arg);
+    va_start(ap, format);
+    vsnprintf(command, sizeof command, format, ap);
+    va_end(ap);
     assert_int_equal(system(command), 0);
 }
 
