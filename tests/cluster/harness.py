@@ -160,6 +160,10 @@ class Client:
             raise RuntimeError(f"in the client: {value}")
         return value
 
+    def has_answer(self, within):
+        """Does the answer to send() begin to come within so many seconds?"""
+        return bool(self.received or select.select([self.process.stdout], [], [], within)[0])
+
     def receive_raw(self, limit):
         """The next message, whatever it is, or None at the end of the pipe."""
         deadline = time.monotonic() + limit

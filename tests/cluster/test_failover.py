@@ -131,6 +131,31 @@ class TestNoMajority(harness.ClusterTest):
         wait_for("writes again", lambda: c.sql("INSERT INTO t VALUES (2) RETURNING 1"), 20)
         self.cluster.assert_same_bytes(self, self.database)
 
+    def test_a_commit_is_neither_acknowledged_nor_seen_before_a_majority_has_it(self):
+        leader = self.cluster.leader()
+        others = self.cluster.followers()
+        c = self.client(leader)
+        c.sql("CREATE TABLE t(x)")
+        self.cluster.wait_converged(self.database)
+        c.sql("BEGIN IMMEDIATE")
+        c.sql("INSERT INTO t VALUES (1)")
+        for node in others:
+            node.kill(signal.SIGSTOP)
+        c.send("sql", "main", "COMMIT", ())
+        # Not a wait for an event: the time in which it must not come.
+        self.assertFalse(c.has_answer(0.4), "COMMIT was answered without a majority")
+        self.assertEqual(self.plain(leader).one("SELECT count(*) FROM t"), 0)
+        for node in others:
+            node.kill(signal.SIGCONT)
+        try:
+            c.receive(30)
+            rows = 1
+        except harness.SqlError as e:
+            self.assertIn(e.code, [BUSY, UNKNOWN])
+            rows = {1: 1, 0: 0}[c.one("SELECT flotilla_committed(flotilla_last_commit())")]
+        self.cluster.assert_same_bytes(self, self.database)
+        self.assertEqual(self.plain(others[0]).one("SELECT count(*) FROM t"), rows)
+
     def test_a_hung_follower_does_not_hold_the_others_up(self):
         """And catches up when it wakes."""
         hung = self.cluster.followers()[0]
