@@ -31,7 +31,7 @@ SQLITE_EXTENSION_INIT3
 #define FLOTILLA_VERSION "0.1.0"
 #endif
 #define BUSY_TIMEOUT_MS 5000    /* default of a replicated main database */
-#define COMMIT_TIMEOUT_MS 10000 /* for the answer to a COMMIT */
+#define COMMIT_TIMEOUT_MS 15000 /* for the answer to a COMMIT */
 #define WAL_HEADER 32
 #define FRAME_HEADER 24
 #define INDEX_HEADER 48 /* first copy of the wal-index header */
@@ -66,6 +66,9 @@ struct counters
     atomic_ullong commits, busy, unknown, grants, wait_ms, last_txid;
 };
 
+/* The write lock is held while SQLite takes a fresh snapshot; lock.c. */
+enum parking { PARK_NONE, PARK_OLD_SNAPSHOT, PARK_NEW_SNAPSHOT };
+
 struct replicated
 {
     sqlite3_file base; /* first */
@@ -97,7 +100,10 @@ struct replicated
 
     enum write_state write;
     bool bounced;       /* the daemon answered FLO_STALE */
+    enum parking parked;
     bool retry;         /* SQLite repeats the attempt after a stale snapshot */
+    int64_t retry_since;
+    bool retried;       /* this attempt is such a repetition */
     int timeout_ms;     /* the connection's busy timeout at the last attempt */
     int64_t deadline;   /* and when that attempt ends */
     struct transaction txn;

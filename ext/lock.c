@@ -30,10 +30,13 @@
  * everything it may have granted.)
  *
  * STALE SNAPSHOT. The grant may bring this node's replica forward, beyond the
- * snapshot the connection reads. SQLite sees that itself, unlocks and answers
- * SQLITE_BUSY_SNAPSHOT; where it will retry by itself with a fresh snapshot
- * (no transaction open yet) the lock is left with the daemon for LINGER_MS, and
- * the retry, without the busy handler's sleep, gets the same grant back.
+ * snapshot the connection reads. Where SQLite will retry by itself with a fresh
+ * one (no transaction open yet, and a busy timeout), the lock is parked: we keep
+ * lock and fence, answer SQLITE_BUSY, skip the busy handler's sleep, and give
+ * SQLite the lock when it comes back with a new read lock. Should it end that
+ * read instead, the parked lock is released. Otherwise SQLite finds out itself,
+ * unlocks and answers SQLITE_BUSY_SNAPSHOT; the lock is then left with the
+ * daemon for LINGER_MS if a busy handler of the application's may retry.
  *
  * When the WAL is long and readers' snapshots keep the daemon from restarting
  * it, those of waiting writers among them, it answers FLO_STALE to writers
@@ -59,7 +62,9 @@
 #define ANSWER_SLACK_MS 20    /* the leader's "not in time" is on its way */
 #define SLICE_MS 100          /* how often sqlite3_interrupt() is looked for */
 #define FENCE_WAIT_MS 250
+#define RETRY_WITHIN_MS 150 /* the busy handler sleeps 100 at most */
 #define RETRY_FIRST_MS 10
+#define PARK_TIMEOUT_MS 10 /* of the busy handler: enough for one retry */
 #define RETRY_MAX_MS 50
 
 /* ---- Asking the connection ------------------------------------------------------- */
@@ -182,10 +187,13 @@ static int attempt_begin(struct replicated *r)
 {
     int ms;
 
-    if (r->retry) {
+    if (r->retry && client_now() - r->retry_since < RETRY_WITHIN_MS) {
         r->retry = false;
+        r->retried = true;
         return SQLITE_OK;
     }
+    r->retried = false;
+    r->retry = false; /* SQLite gave up instead: this is another attempt */
     ms = lock_busy_timeout(r);
     if (ms < 0) {
         return SQLITE_INTERRUPT;
@@ -503,6 +511,22 @@ static int lock_cluster(struct replicated *r, int64_t deadline)
     return lock_sqlite_code(rc);
 }
 
+/* Is SQLite about to find its snapshot stale, and sure to come back? Its busy
+ * handler has not been asked yet in this attempt, so it will say yes. */
+static bool may_park(struct replicated *r)
+{
+    return r->timeout_ms >= PARK_TIMEOUT_MS && !r->retried &&
+           snapshot_is_stale(r) && retried_by_sqlite(r);
+}
+
+/* Keep lock and fence, and have SQLite take a fresh snapshot first. */
+static int park(struct replicated *r)
+{
+    r->parked = PARK_OLD_SNAPSHOT;
+    hurry = true;
+    return SQLITE_BUSY;
+}
+
 int lock_write(struct replicated *r)
 {
     int64_t started = client_now();
@@ -510,6 +534,10 @@ int lock_write(struct replicated *r)
 
     if (r->read_locks == 0) {
         return lock_local(r);
+    }
+    if (r->parked != PARK_NONE) {
+        r->parked = PARK_NONE; /* SQLite came back, as it always does */
+        return SQLITE_OK;
     }
     r->bounced = false;
     hurry = false;
@@ -520,6 +548,7 @@ int lock_write(struct replicated *r)
         sqlite3_mutex_leave(r->mutex);
         if (r->bounced) {
             r->retry = true; /* SQLite's own, in a millisecond */
+            r->retry_since = client_now();
             break;
         }
         if (!attempt_again(r, rc)) {
@@ -529,14 +558,16 @@ int lock_write(struct replicated *r)
     }
     atomic_fetch_add(&r->counters.wait_ms,
                      (unsigned long long)(client_now() - started));
-    return rc;
+    return rc == SQLITE_OK && may_park(r) ? park(r) : rc;
 }
 
 int lock_write_release(struct replicated *r)
 {
     bool linger = r->write == WRITE_CLUSTER && !r->txn.wrote &&
-                  snapshot_is_stale(r) && retried_by_sqlite(r);
+                  r->parked == PARK_NONE && snapshot_is_stale(r) &&
+                  retried_by_sqlite(r);
 
+    r->parked = PARK_NONE;
     if (r->write == WRITE_LOCAL) {
         r->write = WRITE_NONE;
         fence_drop(r);
@@ -551,7 +582,9 @@ int lock_write_release(struct replicated *r)
         sqlite3_mutex_leave(r->mutex);
         r->txn.held = false;
         r->retry = linger;
-        hurry = linger;
+        r->retry_since = client_now();
+        /* Once per attempt: the handler counts its sleeps, skipped or not. */
+        hurry = linger && !r->retried;
     }
     return SQLITE_OK;
 }
@@ -628,7 +661,10 @@ int lock_read(struct replicated *r, int offset, int flags)
     r->skip_until = client_now() + 50;
     if (rc == SQLITE_OK) {
         r->read_locks |= 1u << offset;
-        if (r->write != WRITE_CLUSTER) {
+        if (r->parked != PARK_NONE) {
+            r->parked = PARK_NEW_SNAPSHOT;
+        }
+        if (r->write != WRITE_CLUSTER || r->parked != PARK_NONE) {
             copy_index(r, r->read_index);
         }
     }

@@ -160,6 +160,9 @@ static int shm_unlock(struct replicated *r, int offset, int n, int flags)
     }
     if (flags & SQLITE_SHM_SHARED) {
         r->read_locks &= ~(((1u << n) - 1) << offset);
+        if (r->parked == PARK_NEW_SNAPSHOT) {
+            lock_write_release(r); /* it did not come back for the lock */
+        }
     }
     return r->real->pMethods->xShmLock(r->real, offset, n, flags);
 }

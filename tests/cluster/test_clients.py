@@ -76,6 +76,7 @@ class TestDyingClients(harness.ClusterTest):
             holder = self.client(node)
             others = [self.client(n, timeout=15.0) for n in self.cluster if n is not node]
             holder.sql("CREATE TABLE IF NOT EXISTS t(x)")
+            self.cluster.wait_converged(self.database)
             holder.sql("BEGIN IMMEDIATE")
             holder.sql("INSERT INTO t VALUES ('stopped')")
             holder.kill(signal.SIGSTOP)
