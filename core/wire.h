@@ -114,13 +114,15 @@ struct wire_blob
 
 /* ---- Daemon -> daemon ---------------------------------------------------- */
 
-/* Sent on every link when it opens, on every change and at each tick: the
- * truth behind sync-status. index: last raft index applied. ready_term and
+/* Sent on every link when it opens, when a replica's state changes, when a
+ * leader becomes ready, and ten times a second: the truth behind sync-status.
+ * sent_us and echo_us are microseconds of the asking side's clock, for the round
+ * trip. index: last raft index applied. ready_term and
  * ready_index: the term this node leads and has a committed barrier in, or 0.
  * databases: n times (str name, u64 txid, u64 checksum, u8 enum db_health). */
 #define WIRE_PROGRESS(F) \
     F(u64, term) F(u64, index) F(u64, ready_term) F(u64, ready_index) \
-    F(u64, free_bytes) F(u64, sent_ms) F(u64, echo_ms) F(u32, n_databases) \
+    F(u64, free_bytes) F(u64, sent_us) F(u64, echo_us) F(u32, n_databases) \
     F(blob, databases)
 
 /* As LOCK, forwarded to the leader; txid is the asking replica's position.

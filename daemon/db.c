@@ -78,6 +78,7 @@ void db_set_state(struct db *db, enum db_state state)
     log_info("replica_state", "db=%s state=%s txid=%llu why=%s", db->name,
              db_state_name(db), (unsigned long long)db->applied.txid,
              log_quote(state == DB_IS_DESYNCED ? db->why : ""));
+    peers_announce(&db->node->peers);
     node_changed(db->node);
 }
 

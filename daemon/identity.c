@@ -129,6 +129,7 @@ static int make_identity(struct node *n)
     if (write_identity(n, 0) != FLO_OK) {
         return fail(n, n->settings.dir, strerror(errno));
     }
+    n->fresh = true;
     return FLO_OK;
 }
 
@@ -214,6 +215,22 @@ int identity_open(struct node *n)
     return rc;
 }
 
+void identity_undo(struct node *n)
+{
+    static const char *const files[] = {"flotilla.id", "flotilla.lock"};
+    char path[PATH_BYTES];
+
+    path_of(n, "raft", path);
+    if (!n->fresh || rmdir(path) != 0) { /* not empty: raft has begun */
+        return;
+    }
+    for (unsigned i = 0; i < 2; i++) {
+        path_of(n, files[i], path);
+        unlink(path);
+    }
+    rmdir(n->settings.dir); /* stays when something else is in it */
+}
+
 int identity_joined(struct node *n)
 {
     if (write_identity(n, 1) != FLO_OK) {
@@ -284,6 +301,10 @@ int identity_check(struct node *n, uint32_t id, uint64_t identity)
         if (n->known_identity[i] == identity) {
             return FLO_OK;
         }
+        if (n->refused_identity[i] == identity) {
+            return FLO_IDENTITY; /* said already */
+        }
+        n->refused_identity[i] = identity;
         log_error("member_wiped", "peer=%" PRIu32 " hint=%s", id,
                   log_quote("it came back with another directory: it forgot "
                             "what it acknowledged and is not counted; replace "

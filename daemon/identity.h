@@ -26,6 +26,10 @@ int identity_open(struct node *n);
  * error, not a fresh start. */
 int identity_joined(struct node *n);
 
+/* The start failed: if this start made the directory's identity and raft has not
+ * joined, take it away again. */
+void identity_undo(struct node *n);
+
 /* FLO_OK, or FLO_IDENTITY. Remembers a member seen for the first time; it is
  * written in the background. */
 int identity_check(struct node *n, uint32_t id, uint64_t identity);

@@ -59,7 +59,9 @@ int main(int argc, char **argv)
     }
     log_info("started", "dir=%s members=%u listen=%s http=%s",
              log_quote(settings.dir), settings.n_members,
-             settings_self(&settings)->address, settings.http);
+             settings.listen[0] != '\0' ? settings.listen
+                                        : settings_self(&settings)->address,
+             settings.http);
     notify_ready();
     uv_run(&loop, UV_RUN_DEFAULT);
     uv_loop_close(&loop);

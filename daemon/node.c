@@ -409,7 +409,11 @@ static int start_transport(struct node *n)
         rc = transport_bind(&n->transport);
     }
     if (rc != FLO_OK) {
-        return fail(n, "cannot listen for peers", n->transport.errmsg);
+        snprintf(n->errmsg, sizeof n->errmsg,
+                 "cannot listen for peers: %.300s; change --listen, or this "
+                 "node's address in --members",
+                 n->transport.errmsg);
+        return 2;
     }
     return 0;
 }
@@ -494,7 +498,7 @@ static void start_signals(struct node *n)
     uv_timer_start(&n->tick, tick, TICK_MS, TICK_MS);
 }
 
-int node_start(struct node *n, uv_loop_t *loop, const struct settings *s)
+static int start_all(struct node *n, uv_loop_t *loop, const struct settings *s)
 {
     *n = (struct node){.settings = *s, .loop = loop, .lock_fd = -1};
     n->started_ms = node_wall_ms();
@@ -520,4 +524,14 @@ int node_start(struct node *n, uv_loop_t *loop, const struct settings *s)
     }
     start_signals(n);
     return 0;
+}
+
+int node_start(struct node *n, uv_loop_t *loop, const struct settings *s)
+{
+    int rc = start_all(n, loop, s);
+
+    if (rc != 0) {
+        identity_undo(n);
+    }
+    return rc;
 }

@@ -45,6 +45,7 @@ struct node
     uv_loop_t *loop;
     int lock_fd; /* the directory's lock */
     uint64_t identity;
+    bool fresh; /* the identity was made by this start */
     int64_t started_ms;
     uint64_t started_at; /* uv_now() */
 
@@ -74,7 +75,8 @@ struct node
     bool background_running;
     uint64_t next_grant;
 
-    uint64_t known_identity[MEMBERS_MAX]; /* of members; 0: not seen yet */
+    uint64_t known_identity[MEMBERS_MAX];   /* of members; 0: not seen yet */
+    uint64_t refused_identity[MEMBERS_MAX]; /* the last one that was logged */
 
     uv_timer_t tick;
     uv_signal_t sigterm, sigint;

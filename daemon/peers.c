@@ -180,12 +180,14 @@ static void report(struct peers *p, struct peer *peer, const struct buf *dbs,
     m.progress.ready_term = n->leader.ready_term;
     m.progress.ready_index = n->leader.ready_index;
     m.progress.free_bytes = n->upkeep.free_bytes;
-    m.progress.sent_ms = uv_hrtime() / 1000;
-    m.progress.echo_ms = peer->echo_ms;
+    m.progress.sent_us = uv_hrtime() / 1000;
+    if (peer->echo_us != 0) { /* less the time it waited here */
+        m.progress.echo_us = peer->echo_us + uv_hrtime() / 1000 - peer->echo_at;
+    }
     m.progress.n_databases = n_dbs;
     m.progress.databases =
         (struct wire_blob){.data = dbs->data, .len = (uint32_t)dbs->len};
-    peer->echo_ms = 0;
+    peer->echo_us = 0;
     link_send(peer->link, &m);
 }
 
@@ -261,11 +263,12 @@ static void progress(struct peer *peer, const struct wire_msg *m)
     peer->ready_term = m->progress.ready_term;
     peer->ready_index = m->progress.ready_index;
     peer->free_bytes = m->progress.free_bytes;
-    if (m->progress.echo_ms != 0) {
-        uint64_t rtt = uv_hrtime() / 1000 - m->progress.echo_ms;
+    if (m->progress.echo_us != 0) {
+        uint64_t rtt = uv_hrtime() / 1000 - m->progress.echo_us;
         peer->latency_ms = (double)rtt / 1000.0;
     } else {
-        peer->echo_ms = m->progress.sent_ms;
+        peer->echo_us = m->progress.sent_us;
+        peer->echo_at = uv_hrtime() / 1000;
     }
     node_changed(peer->node);
 }
@@ -329,7 +332,7 @@ static void link_up(struct peers *p, struct peer *peer, uv_tcp_t *stream)
     l->on_close = on_close;
     peer->link = l;
     peer->failures = 0;
-    peer->echo_ms = 0;
+    peer->echo_us = 0;
     link_start(l, (uv_stream_t *)stream);
     log_info("peer_connected", "peer=%u addr=%s", peer->id, peer->address);
     report_to(p, peer);
@@ -360,7 +363,8 @@ static void connected(struct transport_connect *req, uv_tcp_t *stream, int rc)
     if (stream != NULL) {
         uv_close((uv_handle_t *)stream, (uv_close_cb)free);
     }
-    peer->retry_at = now(p) + PEER_RETRY_MS;
+    peer->retry_at =
+        now(p) + (rc == FLO_IDENTITY ? PEER_REFUSED_MS : PEER_RETRY_MS);
     if (peer->failures++ == 0 && !p->closing) {
         log_warn("peer_unreachable", "peer=%u addr=%s reason=%s hint=%s",
                  peer->id, peer->address, log_quote(flo_strerror(rc)),

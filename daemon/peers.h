@@ -21,6 +21,7 @@
 #define PEER_TICK_MS 100
 #define PEER_SILENCE_MS 3000
 #define PEER_RETRY_MS 100
+#define PEER_REFUSED_MS 5000 /* refused for what it is: ask less often */
 #define PEER_OUT_MAX (96u << 20)
 
 struct node;
@@ -45,7 +46,8 @@ struct peer
     uint64_t retry_at; /* uv_now() */
     unsigned failures; /* since the last success */
     double latency_ms; /* < 0: not measured yet */
-    uint64_t echo_ms;  /* the peer's sent_ms, to be echoed */
+    uint64_t echo_us;  /* the peer's sent_us, to be echoed */
+    uint64_t echo_at;  /* when it came, µs */
     uint64_t term, index, ready_term, ready_index, free_bytes;
     struct peer_db *dbs; /* owned */
     unsigned n_dbs;

@@ -629,8 +629,9 @@ static const struct peer_db *offer(const struct peer *peer, const char *name)
     return NULL;
 }
 
-/* The source with the newest state; of equals rather not the one that failed
- * last time, and then rather the leader. Going back behind what the chain and
+/* The leader, whose replica is never behind the others' by more than its
+ * reports are old; else the source with the newest state, of equals rather not
+ * the one that failed last time. Going back behind what the chain and
  * this replica both have would show readers an older database. */
 static uint32_t pick_source(const struct db *db)
 {
@@ -646,10 +647,14 @@ static uint32_t pick_source(const struct db *db)
     for (unsigned i = 0; i < n->peers.n; i++) {
         const struct peer *peer = &n->peers.list[i];
         const struct peer_db *d = offer(peer, db->name);
-        int rank = (peer->id != failed ? 2 : 0) +
-                   (peer->id == n->view.id ? 1 : 0);
-        if (d == NULL || d->position.txid < least ||
-            d->position.txid < best_txid ||
+        int rank = peer->id != failed ? 1 : 0;
+        if (d == NULL || d->position.txid < least) {
+            continue;
+        }
+        if (peer->id == n->view.id && peer->id != failed) {
+            return peer->id;
+        }
+        if (d->position.txid < best_txid ||
             (d->position.txid == best_txid && rank <= best_rank)) {
             continue;
         }

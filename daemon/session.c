@@ -110,7 +110,11 @@ static void on_commit(struct txn *t, int rc, uint64_t txid)
 {
     struct session *s = t->data;
 
-    session_result(s, s->commit_request, rc, txid, "");
+    session_result(s, s->commit_request, rc, txid,
+                   rc == FLO_TOOBIG ? "the transaction is larger than "
+                                      "max-transaction: write less at a time, "
+                                      "or raise it"
+                                    : "");
 }
 
 static int ensure_txn(struct session *s)

@@ -487,15 +487,20 @@ static void back_retry(uv_timer_t *timer)
     back_start(timer->data);
 }
 
+static void say_stuck(struct txn *t)
+{
+    t->stuck = true;
+    log_warn("client_stuck", "db=%s pid=%u hint=%s", t->db->name, t->pid,
+             log_quote("it sits in a write transaction that is over; this "
+                       "replica waits until it goes on or ends"));
+}
+
 static void back_later(struct txn *t)
 {
     uint64_t waited_ms = now(t) - t->since;
 
     if (waited_ms > STUCK_MS && !t->stuck) {
-        t->stuck = true;
-        log_warn("client_stuck", "db=%s pid=%u hint=%s", t->db->name, t->pid,
-                 log_quote("it sits in a write transaction that is over; this "
-                           "replica waits until it goes on or ends"));
+        say_stuck(t);
     }
     if (t->node->closing) {
         t->db->writer = NULL;
@@ -637,6 +642,9 @@ void txns_revoked(struct node *n, uint64_t term, uint64_t grant)
         if (t->leader_grant == grant && t->leader_term == term) {
             t->revoked = true;
             t->leader_grant = 0;
+            if (t->state == TXN_HELD && !t->stuck) {
+                say_stuck(t);
+            }
             if (t->state == TXN_LINGER) {
                 takeback(t);
             } else if (t->state == TXN_CATCHUP) {

@@ -495,7 +495,8 @@ static int lock_cluster(struct replicated *r, int64_t deadline)
         }
     } else if (rc != FLO_STALE && (r->client.fd < 0 || !transient(rc))) {
         replicated_error(r, transient(rc) ? 0 : SQLITE_BUSY,
-                         "no write lock: %s: %s", flo_strerror(rc),
+                         "no write lock: %s%s%s", flo_strerror(rc),
+                         r->client.error[0] != '\0' ? ": " : "",
                          r->client.error);
     }
     r->bounced = rc == FLO_STALE;

@@ -99,8 +99,8 @@ static int set_error(struct vtab *v, const char *text, const char *dir)
 {
     sqlite3_free(v->base.zErrMsg);
     v->base.zErrMsg = dir != NULL
-        ? sqlite3_mprintf("flotillad is not running in %s: start it with "
-                          "\"flotillad %s\" (%s)", dir, dir, text)
+        ? sqlite3_mprintf("flotillad is not running in %s: start it with its "
+                          "flags or \"flotilla cluster start\" (%s)", dir, text)
         : sqlite3_mprintf("flotilla: %s", text);
     return SQLITE_ERROR;
 }
