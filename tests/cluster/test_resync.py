@@ -109,9 +109,12 @@ class TestForeignWrites(ResyncTest):
 class TestCost(ResyncTest):
 
     def force(self, node):
-        status, answer = self.cluster.leader().http(
-            f"/_raft/force-resync?target=127.0.0.1:{node.port}", "POST")
-        self.assertEqual(status, 202, answer)
+        def ordered():  # 409 until the leader has heard of the end of the last one
+            status, answer = self.cluster.leader().http(
+                f"/_raft/force-resync?target=127.0.0.1:{node.port}", "POST")
+            self.assertIn(status, (202, 409), answer)
+            return status == 202
+        wait_for("the resync to be ordered", ordered, 3)
 
     def test_a_forced_resync_of_an_equal_replica_compares_all_and_sends_nothing(self):
         self.fill()
