@@ -1,5 +1,6 @@
 /* flotillad: hosts one node. Exit codes: 0 stopped, 2 usage or configuration
  * or something is in use; see doc/flotillad.8. */
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -40,6 +41,18 @@ static void notify_ready(void)
     close(fd);
 }
 
+/* Records of a megabyte come and go. glibc would raise its threshold for
+ * mapping such blocks with the first one freed, put the next ones on the heap,
+ * and keep what they leave there: 110 to 130 MB instead of 75 with a database
+ * of 1 GB (bench/run --big). A fixed threshold gives them back at once. */
+static void bound_heap(void)
+{
+#ifdef __GLIBC__
+    mallopt(M_MMAP_THRESHOLD, 256 << 10);
+    mallopt(M_TRIM_THRESHOLD, 1 << 20);
+#endif
+}
+
 int main(int argc, char **argv)
 {
     static struct node node;
@@ -50,6 +63,7 @@ int main(int argc, char **argv)
     if (code >= 0) {
         return code;
     }
+    bound_heap();
     log_init(settings.id, settings.log_level);
     uv_loop_init(&loop);
     code = node_start(&node, &loop, &settings);

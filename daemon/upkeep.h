@@ -24,7 +24,7 @@ struct upkeep_wal_note;
 #define DISK_HYSTERESIS (16u << 20) /* bytes */
 #define DISK_TRANSFER_MS 5000
 #define ENTRY_SIZES 8192 /* also: entries between snapshots at most */
-#define TRAILING_MIN 16  /* entries that stay in the log */
+#define TRAILING_MIN 4   /* entries that stay in the log, however large */
 
 struct upkeep
 {

@@ -189,12 +189,26 @@ void worker_post(struct worker *w, struct job *job)
     uv_mutex_unlock(&w->mutex);
 }
 
+/* The job's done may hand in the next one, which is then run here in turn; the
+ * thread stays out until the outermost is through. */
+static void run_here(struct worker *w, struct job *job)
+{
+    bool outer = w->delivering_inline;
+
+    w->delivering_inline = false;
+    job->run(job);
+    w->delivering_inline = true;
+    job->done(job);
+    w->delivering_inline = outer;
+}
+
 void worker_run_or_post(struct worker *w, struct job *job)
 {
-    bool here;
+    bool here, nested;
 
     uv_mutex_lock(&w->mutex);
-    here = idle(w);
+    nested = w->delivering_inline && w->todo_head == NULL;
+    here = nested || idle(w);
     if (here) {
         w->running_job = true;
     }
@@ -203,11 +217,15 @@ void worker_run_or_post(struct worker *w, struct job *job)
         worker_post(w, job);
         return;
     }
-    job->run(job);
-    job->done(job);
+    run_here(w, job);
+    if (nested) {
+        return; /* the outer one lets the thread go */
+    }
     uv_mutex_lock(&w->mutex);
     w->running_job = false;
-    uv_cond_signal(&w->cond);
+    if (w->todo_head != NULL) {
+        uv_cond_signal(&w->cond);
+    }
     uv_mutex_unlock(&w->mutex);
     if (w->stopping) {
         uv_async_send(&w->async);

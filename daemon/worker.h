@@ -30,6 +30,7 @@ struct worker
     bool stopping;    /* worker_close was called */
     bool quit;        /* the thread shall end */
     bool running_job; /* by the thread, or inline on the loop's thread */
+    bool delivering_inline; /* loop's thread: in the done of an inline job */
     char name[16];
     void (*close_cb)(struct worker *w);
     void *data; /* the user's */
@@ -43,7 +44,8 @@ void worker_post(struct worker *w, struct job *job);
 
 /* Loop thread: run the job right here when the worker is idle (nothing queued,
  * running or waiting for its completion), excluding the thread meanwhile, and
- * call done before returning; else post it. For short jobs on a hot path. */
+ * call done before returning; else post it. Also from within the done of such a
+ * job, so that one step can follow the other. For short jobs on a hot path. */
 void worker_run_or_post(struct worker *w, struct job *job);
 
 /* Loop thread: finish all queued jobs, deliver their completions, join the
