@@ -343,12 +343,16 @@ static int fill_holes(struct replica *r)
     return rc == FLO_OK ? append_commit(r, r->n_pages, r->position) : rc;
 }
 
-static int adopt(struct replica *r, const struct wal_index_hdr *h)
+static int adopt(struct replica *r, struct wal_index_hdr *h)
 {
     struct replica_impl *im = r->impl;
     struct collected *c = &im->col;
     struct position p = {.txid = c->txid, .checksum = c->after};
+    int rc = replica_mend(r, c->first_frame, h);
 
+    if (rc != FLO_OK) {
+        return rc; /* asked again, or the replica is repaired by resync */
+    }
     im->hdr = *h;
     r->wal_frames = h->mx_frame;
     replica_advance(r, &c->pages, c->n_pages, p);

@@ -6,6 +6,7 @@
  *   replica_append.c      frames by hand, and publishing them
  *   replica_apply.c       records and resync through replica_append
  *   replica_client.c      what a client wrote: collect and settle
+ *   replica_mend.c        frame headers that SQLite left unfinished
  *   replica_checkpoint.c  sync, checkpoint, WAL restart
  *   replica_view.c        consistent reads in the background
  *
@@ -193,6 +194,13 @@ int replica_stamp(const struct replica_impl *im, uint8_t out[8]);
 
 /* Does the schema hold nothing, and the header nothing of a user's? */
 int replica_looks_empty(struct replica *r, bool *empty);
+
+/* ---- replica_mend.c ----------------------------------------------------------- */
+
+/* The frames from first to h->mx_frame were published with header h: finish
+ * their headers if SQLite did not, and publish h with the right checksum then.
+ */
+int replica_mend(struct replica *r, uint32_t first, struct wal_index_hdr *h);
 
 /* ---- replica_append.c --------------------------------------------------------- */
 

@@ -28,7 +28,8 @@ class TestDyingClients(harness.ClusterTest):
                           *[f"INSERT INTO t VALUES ('victim', {i}, randomblob(3000))"] * 10,
                           "COMMIT"]
             # About as long as the whole takes, so that kills fall everywhere.
-            victim.send("die_during", "main", statements, rng.uniform(0, 0.012 * harness.SLOWNESS))
+            victim.send("die_during", "main", statements,
+                        rng.uniform(0, 0.012 * harness.SLOWNESS ** 0.5))
             try:
                 survived += victim.receive() == "survived"
             except harness.ClientDied:

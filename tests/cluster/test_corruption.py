@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 """A truncated or flipped byte in what is stored: refused by checksum, with the
 name of the file and what to do. The others go on."""
+import re
 import signal
 
 import harness
@@ -89,7 +90,8 @@ class TestRaftFiles(CorruptionTest):
         c = self.prepare()
         node = self.cluster[3]
         def files():
-            return sorted(p for p in (node.dir / "raft").iterdir() if find(p.name))
+            return sorted((p for p in (node.dir / "raft").iterdir() if find(p.name)),
+                          key=lambda p: [int(n) for n in re.findall(r"\d+", p.name)])
         def write():
             c.sql("UPDATE t SET v = randomblob(3000)")
             return files()
@@ -100,7 +102,7 @@ class TestRaftFiles(CorruptionTest):
         damage(path)
         log = self.new_log(node, lambda: node.start(wait=False))
         try:
-            wait_for("the node to end", lambda: not node.pid(), 20)
+            wait_for("the node to end", lambda: node.process.poll() is not None, 20)
             text = log()
             self.assertTrue(path.name.removesuffix(".meta") in text, text)
             self.assertIn("hint=", text)

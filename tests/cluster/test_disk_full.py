@@ -81,19 +81,20 @@ class TestDiskFull(FullDisk):
         before = {n.id: n.pid() for n in self.cluster}
         self.leave_free(free)
         acknowledged = 30
-        def refused():  # free space is looked at once a second
+        def refused(c):  # each node looks at its free space once a second
             nonlocal acknowledged
             try:
-                clients[0].sql("INSERT INTO t VALUES (100)")
+                c.sql("INSERT INTO t VALUES (100)")
                 acknowledged += 1
             except harness.SqlError as e:
-                return e.code == FULL
-            return False
-        wait_for("SQLITE_FULL", refused, 10)
+                return e if e.code == FULL else None
+            return None
         for c in clients:
-            e = self.assert_sql_fails([FULL], lambda c=c: c.sql("INSERT INTO t VALUES (200)"))
+            e = wait_for("SQLITE_FULL", lambda c=c: refused(c), 10)
             self.assertIn("full", e.message)
-            self.assertEqual(c.one("SELECT count(*) FROM t"), acknowledged)
+        for c in clients:
+            wait_for("all that was acknowledged, and nothing else",
+                     lambda c=c: c.one("SELECT count(*) FROM t") == acknowledged)
         self.filler().unlink()
         for i, c in enumerate(clients):
             wait_for("writes to be taken again",
