@@ -41,6 +41,14 @@ class TestLifecycle(harness.ClusterTest):
             b.sql("SELECT flotilla_wait(?)", int(txid))
             self.assertEqual(b.one("SELECT count(*) FROM t"), i + 1)
 
+    def test_a_linearizable_read_sees_what_was_acknowledged_anywhere(self):
+        writer, reader = self.client(1), self.client(2)
+        writer.sql("CREATE TABLE t(x)")
+        self.assertEqual(reader.one("PRAGMA flotilla_read = linearizable"), "linearizable")
+        for i in range(100):
+            writer.sql("INSERT INTO t VALUES (?)", i)
+            self.assertEqual(reader.one("SELECT count(*) FROM t"), i + 1)
+
     def test_transactions_savepoints_and_rollback_on_a_follower(self):
         follower = self.cluster.followers()[0]
         c = self.client(follower)
